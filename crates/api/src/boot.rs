@@ -1,0 +1,47 @@
+//! What a guest is told when it becomes a sandbox, and what it answers.
+//!
+//! A guest may be started long before it is needed; only [`Identity`] makes it somebody's. In a
+//! container both travel as JSON datagrams over the socket that the guest inherits; in a microVM
+//! over its network slot.
+
+use crate::{SandboxId, Secret, TemplateId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Who a guest is. It holds secrets of this sandbox alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// What it started from.
+    pub template: TemplateId,
+    /// The token that opens the guest's API to users; none means open.
+    pub access_token: Option<Secret>,
+    /// The token by which the node reads logs and asks for control; never given to users.
+    pub control_token: Secret,
+    /// Variables for every process.
+    pub environment: BTreeMap<String, String>,
+    /// The user whom commands run as by default.
+    pub default_user: String,
+    /// Where they run by default; the user's home if empty.
+    pub working_directory: String,
+    /// Started once the guest serves.
+    pub start_command: Option<String>,
+    /// The port that the guest serves on: 49983, but for tests.
+    pub port: u16,
+}
+
+/// What a guest says to whoever started it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum GuestEvent {
+    /// It is set up and waits to become somebody.
+    Waiting,
+    /// It serves.
+    Ready,
+    /// It could not become what it was told to be.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}

@@ -1,0 +1,34 @@
+//! How the gateway learns where a sandbox is.
+
+use crate::{SandboxId, Secret};
+use std::net::IpAddr;
+
+/// Where the traffic for a sandbox goes, and who may send it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The sandbox's address as this machine reaches it.
+    pub address: IpAddr,
+    /// If set, every port but the guest's own (49983) wants this token in
+    /// `e2b-traffic-access-token`.
+    pub traffic_token: Option<Secret>,
+    /// Rewrites the Host header that servers in the sandbox see; `${PORT}` is substituted.
+    pub mask_request_host: Option<String>,
+    /// The guest's token, only to recognise which sandbox a signed URL without routing headers
+    /// was made for.
+    pub access_token: Option<Secret>,
+}
+
+/// The gateway's view of the sandboxes that it can reach.
+///
+/// Called for every connection: answers come from memory.
+#[async_trait::async_trait]
+pub trait Locate: Send + Sync + 'static {
+    /// The route to a running sandbox; `None` if it is unknown, paused or has ended.
+    async fn locate(&self, id: &SandboxId) -> Option<Route>;
+
+    /// All running sandboxes with their routes, for signed URLs that carry no routing headers.
+    async fn routes(&self) -> Vec<(SandboxId, Route)>;
+
+    /// Returns when the sandbox stops running, so that its open connections can be broken.
+    async fn ended(&self, id: &SandboxId);
+}

@@ -1,0 +1,183 @@
+//! How a node runs sandboxes.
+//!
+//! A [`Driver`] knows how to prepare, start, adopt and stop one kind of sandbox; it knows nothing
+//! of tenants, templates' names, time limits or the network beyond the slot that it is handed.
+//! Every driver has the same set of files, so that you know where each step is before you open it.
+//!
+//! Starting is split in two, so that the second part is short: [`Driver::prepare`] does all that
+//! needs no knowledge of the sandbox to come (namespaces, control groups, writable layer, the
+//! guest process itself), away from the path of creating one; [`Driver::start`] lays the root file
+//! system, tells the guest who it is, and returns when the guest serves.
+//!
+//! Start reading at [`Driver`], then `container`.
+
+pub mod slot;
+
+use api::{Resources, boot::Identity};
+use serde::{Deserialize, Serialize};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+pub use slot::NetworkSlot;
+
+/// Which driver, as users write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverKind {
+    /// Firecracker microVMs.
+    Firecracker,
+    /// QEMU microVMs.
+    Qemu,
+    /// Namespaces, seccomp, control groups, user namespace.
+    Container,
+}
+
+/// What a driver can do on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Whether a snapshot holds memory and not only the disk.
+    pub memory_snapshot: bool,
+}
+
+/// Why a driver could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The machine lacks something; the text names it and the remedy.
+    #[error("{cause}")]
+    Unsupported {
+        /// What is missing.
+        cause: String,
+        /// How to get it.
+        remedy: String,
+    },
+    /// A resource of the machine is used up.
+    #[error("{what} is used up: {cause}")]
+    Exhausted {
+        /// `memory`, `disk`, `processes`, `loop devices`.
+        what: &'static str,
+        /// What the kernel said.
+        cause: String,
+    },
+    /// The guest did not come up.
+    #[error("the guest did not start: {0}")]
+    Guest(String),
+    /// A system call failed.
+    #[error("{doing}")]
+    System {
+        /// What was being done, with the path or name concerned.
+        doing: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// All that a driver needs to turn a prepared sandbox into somebody's.
+#[derive(Debug, Clone)]
+pub struct StartSpec {
+    /// Read-only layers of the root file system, uppermost first.
+    pub layers: Vec<PathBuf>,
+    /// What it may use.
+    pub resources: Resources,
+    /// Who it is; sent to the guest.
+    pub identity: Identity,
+    /// Name inside the sandbox.
+    pub host_name: String,
+    /// Name servers, written to `/etc/resolv.conf` inside.
+    pub name_servers: Vec<std::net::IpAddr>,
+    /// How long starting may take.
+    pub deadline: Duration,
+}
+
+/// What must be remembered to find a running sandbox again after the node's program died.
+///
+/// The node journals it before the sandbox is handed out, and passes it to [`Driver::adopt`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// The slot's number: names of control groups, files and interfaces derive from it.
+    pub slot: u32,
+    /// The first process, as the host numbers it.
+    pub pid: u32,
+    /// Its start time in clock ticks since boot (`/proc/PID/stat`, field 22), so that a reused
+    /// pid is not mistaken for it.
+    pub start_time: u64,
+}
+
+/// What a sandbox uses at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Processor time since its start.
+    pub cpu_time: Duration,
+    /// Memory without reclaimable cache, in bytes.
+    pub memory: u64,
+    /// Page cache charged to it, in bytes.
+    pub memory_cache: u64,
+    /// What its writable layer holds, in bytes.
+    pub disk: u64,
+    /// Processes and threads.
+    pub processes: u32,
+}
+
+/// How a sandbox's first process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// The kernel killed it because the memory limit was reached.
+    OutOfMemory,
+    /// It ended by itself or was killed; the text says what is known.
+    Ended(String),
+}
+
+/// A sandbox that is prepared but is nobody's yet. Dropping it releases all that it holds.
+#[async_trait::async_trait]
+pub trait Prepared: Send + Sync {
+    /// The slot that it sits in.
+    fn slot(&self) -> &Arc<NetworkSlot>;
+
+    /// Whether it is still alive: a prepared sandbox can be lost while it waits.
+    fn is_alive(&self) -> bool;
+
+    /// Makes it somebody's; returns when the guest serves. On failure nothing is left.
+    async fn start(self: Box<Self>, spec: StartSpec) -> Result<Box<dyn Machine>, DriverError>;
+
+    /// Releases all that it holds, and waits until that is done.
+    async fn discard(self: Box<Self>);
+}
+
+/// A running sandbox. Dropping it leaves the sandbox running.
+#[async_trait::async_trait]
+pub trait Machine: Send + Sync {
+    /// What to remember of it.
+    fn record(&self) -> MachineRecord;
+
+    /// Returns when its first process has ended, and tells how. May be called repeatedly.
+    async fn wait(&self) -> Exit;
+
+    /// What it uses now. Reads files of the kernel only.
+    fn usage(&self) -> Result<Usage, DriverError>;
+
+    /// Ends all its processes at once and releases all that it holds; returns when nothing is
+    /// left. May be called repeatedly.
+    async fn destroy(&self) -> Result<(), DriverError>;
+}
+
+/// One way of running sandboxes.
+#[async_trait::async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// Which one.
+    fn kind(&self) -> DriverKind;
+
+    /// What it can do here.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Does all that needs no knowledge of the sandbox to come.
+    async fn prepare(&self, slot: Arc<NetworkSlot>) -> Result<Box<dyn Prepared>, DriverError>;
+
+    /// Finds a sandbox that ran before this program started; `None` if it is gone.
+    async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError>;
+
+    /// Removes all that earlier runs of this program left and that belongs to no slot in `keep`:
+    /// processes, control groups, mounts, files. Returns what was removed, for the log.
+    async fn sweep(&self, keep: &[u32]) -> Result<Vec<String>, DriverError>;
+
+    /// Ends helpers that the driver started. Sandboxes that still run go on.
+    async fn shutdown(&self);
+}
