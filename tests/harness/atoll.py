@@ -1,0 +1,144 @@
+"""Starts the real program, and stops it."""
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+from . import leaks
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TARGET = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
+BINARY = os.environ.get("ATOLL_BINARY", os.path.join(TARGET, "release", "atoll"))
+WORK = os.environ.get("ATOLL_TEST_DIR", os.path.join(TARGET, "atoll-test"))
+ADMIN_KEY = "e2b_" + "a1" * 20
+
+
+def wait_until(condition, seconds: float, what: str):
+    """Polls `condition` until it is truthy and returns its value; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}; last seen {value!r}")
+        time.sleep(0.02)
+
+
+class Atoll:
+    """One `atoll up` with a data directory of its own."""
+
+    def __init__(self, data_dir: str, *arguments: str, key: str = ADMIN_KEY):
+        self.data_dir = os.path.realpath(data_dir)
+        self.arguments = list(arguments)
+        self.key = key
+        self.process = None
+        self.url = None
+        os.makedirs(self.data_dir, exist_ok=True)
+
+    def start(self, deadline: float = 30) -> "Atoll":
+        log = open(os.path.join(os.path.dirname(self.data_dir), os.path.basename(self.data_dir) + ".log"), "ab")
+        self.process = subprocess.Popen(
+            [BINARY, "up", "--data-dir", self.data_dir, "--listen", "127.0.0.1:0", "--driver", "container"]
+            + self.arguments,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "ATOLL_API_KEY": self.key},
+            start_new_session=True,
+        )
+        log.close()
+        selector = selectors.DefaultSelector()
+        selector.register(self.process.stdout, selectors.EVENT_READ)
+        end = time.monotonic() + deadline
+        text = b""
+        while b"\n" not in text:
+            assert selector.select(max(0, end - time.monotonic())), "no `ready` line in time"
+            chunk = os.read(self.process.stdout.fileno(), 4096)
+            assert chunk, f"atoll ended with {self.process.wait()} before it was ready; see {log.name}"
+            text += chunk
+        line = text.decode().splitlines()[0]
+        assert line.startswith("ready http://"), line
+        self.url = line.split(" ", 1)[1]
+        return self
+
+    def stop(self, deadline: float = 30) -> int:
+        """SIGTERM, as a service manager would."""
+        self.process.send_signal(signal.SIGTERM)
+        return self._reap(deadline)
+
+    def kill(self) -> None:
+        """SIGKILL to the program itself: nothing of its own code runs any more."""
+        self.process.kill()
+        self._reap(10)
+
+    def _reap(self, deadline: float) -> int:
+        code = self.process.wait(deadline)
+        self.process.stdout.close()
+        self.process = None
+        return code
+
+    def request(self, method: str, path: str, body=None, key: str | None = None, headers=None):
+        """A call to the API: (status, parsed body or None, headers)."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, method=method)
+        request.add_header("X-API-Key", self.key if key is None else key)
+        if data is not None:
+            request.add_header("Content-Type", "application/json")
+        for name, value in (headers or {}).items():
+            request.add_header(name, value)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                raw, status, answered = response.read(), response.status, response.headers
+        except urllib.error.HTTPError as error:
+            raw, status, answered = error.read(), error.code, error.headers
+        try:
+            parsed = json.loads(raw) if raw else None
+        except ValueError:
+            parsed = raw.decode(errors="replace")
+        return status, parsed, answered
+
+    def wait_for_template(self, name: str = "base", seconds: float = 600) -> None:
+        def ready():
+            status, body, _ = self.request("GET", "/v1/templates")
+            assert status == 200, body
+            for template in body:
+                if name in template.get("aliases", template.get("names", [])) or template.get("name") == name:
+                    state = template.get("buildStatus") or template.get("status")
+                    assert state != "error", template
+                    return state == "ready"
+            return False
+
+        wait_until(ready, seconds, f"template {name} is ready")
+
+    def sdk_options(self, key: str | None = None) -> dict:
+        """What the official SDK needs to talk to this instance and no other."""
+        return {"api_key": key or self.key, "api_url": self.url, "sandbox_url": self.url}
+
+    def leaks(self) -> list[str]:
+        return leaks.everything(self.data_dir)
+
+
+def golden_data_dir() -> str:
+    """A data directory in which the `base` template is built, made once; not running."""
+    path = os.path.join(WORK, "golden")
+    atoll = Atoll(path).start()
+    try:
+        atoll.wait_for_template()
+    finally:
+        assert atoll.stop() == 0
+    return path
+
+
+def copy_of_golden(name: str) -> str:
+    """A fresh data directory with the `base` template in it."""
+    source = golden_data_dir()
+    target = os.path.join(WORK, name)
+    shutil.rmtree(target, ignore_errors=True)
+    subprocess.run(["cp", "-a", "--reflink=auto", source, target], check=True)
+    return target
