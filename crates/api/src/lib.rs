@@ -11,10 +11,13 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod envd;
 pub mod error;
+pub mod finding;
 pub mod id;
 pub mod node;
 pub mod resources;
+pub mod rest;
 pub mod route;
 pub mod secret;
 pub mod template;
