@@ -1,0 +1,284 @@
+//! What happens to heads on their way through: hop-by-hop fields go, secrets of other layers go,
+//! and the sandbox learns who asked.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONNECTION, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+};
+use percent_encoding::percent_decode_str;
+
+/// The token that opens a sandbox's ports.
+pub const TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
+/// Names the sandbox.
+pub const SANDBOX_ID: HeaderName = HeaderName::from_static("e2b-sandbox-id");
+/// Names the port.
+pub const SANDBOX_PORT: HeaderName = HeaderName::from_static("e2b-sandbox-port");
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const CONTROL_TOKEN: HeaderName = HeaderName::from_static("x-atoll-control");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
+const PROXY_AUTHENTICATE: HeaderName = HeaderName::from_static("proxy-authenticate");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Paths of the guest that only the node may ask for.
+const CONTROL_ROUTES: [&str; 8] = [
+    "init", "freeze", "unfreeze", "fsfreeze", "fsthaw", "collapse", "upgrade", "_atoll",
+];
+
+/// The protocol that a request or an answer wants to change to, if it says so properly.
+///
+/// HTTP/2 over plain text is not one of them (RFC 9113, section 3.1): servers that accept it
+/// would take requests that the gateway has not looked at.
+pub fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = headers.get(UPGRADE)?;
+    let asked = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
+    let text = protocol.to_str().ok()?.trim();
+    let plain_http2 = text.split(',').any(|word| {
+        let word = word.trim();
+        word.len() >= 3 && word.is_char_boundary(3) && word[..3].eq_ignore_ascii_case("h2c")
+    });
+    (asked && !text.is_empty() && !plain_http2).then(|| protocol.clone())
+}
+
+/// Removes the fields that concern one connection only (RFC 9110, section 7.6.1).
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|word| word.trim().parse().ok())
+            .filter(|name| name != TE)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHORIZATION,
+        PROXY_AUTHENTICATE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// What the request looks like from outside; goes into the head that the sandbox sees.
+#[derive(Debug, Clone)]
+pub struct Arrival<'a> {
+    /// The client's address as text.
+    pub client: &'a HeaderValue,
+    /// Whether the client used TLS.
+    pub secure: bool,
+    /// The Host that the server in the sandbox sees.
+    pub host: HeaderValue,
+    /// The protocol to change to, if the client asked for it.
+    pub upgrade: Option<HeaderValue>,
+}
+
+/// Makes of a client's head the one that the sandbox gets.
+pub fn prepare_request(headers: &mut HeaderMap, arrival: Arrival<'_>) {
+    let trailers = headers
+        .get(TE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.split(',').any(|word| word.trim() == "trailers"));
+    remove_hop_by_hop(headers);
+    for name in [TRAFFIC_TOKEN, API_KEY, CONTROL_TOKEN, EXPECT] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    } else {
+        headers.remove(TE);
+    }
+    if let Some(protocol) = arrival.upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol);
+    }
+    join_cookies(headers);
+    headers.insert(HOST, arrival.host);
+    headers.append(FORWARDED_FOR, arrival.client.clone());
+    let scheme = if arrival.secure { "https" } else { "http" };
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+}
+
+/// HTTP/2 may send cookies one by one, HTTP/1.1 wants one field (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if cookies.next().is_none() || cookies.next().is_none() {
+        return;
+    }
+    let values: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&values.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Whether a path, however it is spelt, is one of the guest's that only the node may ask for.
+pub fn is_guest_control(path: &str) -> bool {
+    let plain = !path.contains(['%', '.', '\\', ';']) && !path.contains("//");
+    if plain {
+        return is_control_segment(path.trim_start_matches('/').split('/').next().unwrap_or(""));
+    }
+    // Decoded until nothing changes: whatever the server decodes, it finds no more than this.
+    let mut decoded = path.to_owned();
+    for _ in 0..4 {
+        let next = percent_decode_str(&decoded)
+            .decode_utf8_lossy()
+            .into_owned();
+        if next == decoded {
+            break;
+        }
+        decoded = next;
+    }
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in decoded.split(['/', '\\']) {
+        match segment.split(';').next().unwrap_or("") {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            name => segments.push(name),
+        }
+    }
+    segments
+        .first()
+        .is_some_and(|first| is_control_segment(first))
+}
+
+fn is_control_segment(segment: &str) -> bool {
+    CONTROL_ROUTES
+        .iter()
+        .any(|route| segment.eq_ignore_ascii_case(route))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn control_routes_are_found_however_spelt() {
+        for path in [
+            "/init",
+            "/init/",
+            "/INIT",
+            "//init",
+            "/./init",
+            "/a/../init",
+            "/%69nit",
+            "/%2569nit",
+            "/a/%2e%2e/init",
+            "/init;x=1",
+            "\\init",
+            "/_atoll/logs",
+            "/_atoll",
+            "/%5fatoll/logs",
+            "/../freeze",
+            "/upgrade",
+            "/collapse",
+            "/fsthaw",
+            "/fsfreeze",
+            "/unfreeze",
+        ] {
+            assert!(is_guest_control(path), "{path}");
+        }
+        for path in [
+            "/",
+            "/health",
+            "/files",
+            "/initial",
+            "/files/init",
+            "/process.Process/List",
+        ] {
+            assert!(!is_guest_control(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn only_what_concerns_the_sandbox_reaches_it() {
+        let mut headers = head(&[
+            ("connection", "keep-alive, X-Private, TE"),
+            ("x-private", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("te", "gzip, trailers"),
+            ("x-api-key", "e2b_0"),
+            ("e2b-traffic-access-token", "t"),
+            ("x-atoll-control", "c"),
+            ("proxy-authorization", "p"),
+            ("x-access-token", "a"),
+            ("x-forwarded-for", "9.9.9.9"),
+            ("x-forwarded-proto", "gopher"),
+        ]);
+        let client = HeaderValue::from_static("192.0.2.1");
+        let host = HeaderValue::from_static("3000-i.example.org");
+        prepare_request(
+            &mut headers,
+            Arrival {
+                client: &client,
+                secure: true,
+                host,
+                upgrade: None,
+            },
+        );
+        let mut left: Vec<String> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "host: 3000-i.example.org",
+                "te: trailers",
+                "x-access-token: a",
+                "x-forwarded-for: 192.0.2.1",
+                "x-forwarded-for: 9.9.9.9",
+                "x-forwarded-proto: https",
+            ]
+        );
+    }
+
+    #[test]
+    fn upgrades_are_asked_for_properly_or_not_at_all() {
+        let asked = head(&[
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+        ]);
+        assert_eq!(upgrade_of(&asked).unwrap(), "websocket");
+        assert!(upgrade_of(&head(&[("upgrade", "websocket")])).is_none());
+        assert!(upgrade_of(&head(&[("connection", "upgrade"), ("upgrade", "H2C")])).is_none());
+        assert!(upgrade_of(&head(&[("connection", "upgrade"), ("upgrade", "a, h2c")])).is_none());
+    }
+}

@@ -1,0 +1,279 @@
+//! One request, to a server in a sandbox and back.
+
+use crate::{
+    GUEST_PORT,
+    body::{Body, RequestBody},
+    connection::Active,
+    cors,
+    door::Door,
+    headers::{self, Arrival},
+    host::Target,
+    metrics::count,
+    refusal::Refusal,
+    tunnel,
+    upstream::{ConnectError, Lease},
+};
+use api::{SandboxId, Secret, route::Route};
+use futures::FutureExt;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONTENT_LENGTH, HOST},
+    request::Parts,
+    uri::PathAndQuery,
+};
+use http_body::Body as _;
+use hyper::{
+    body::Incoming,
+    upgrade::{self, OnUpgrade},
+};
+use std::sync::{Arc, atomic::AtomicBool};
+use subtle::ConstantTimeEq;
+
+/// How often a request that a server certainly has not seen is sent again.
+const MOST_TRIES: usize = 3;
+
+/// Looks up a sandbox's route.
+pub(crate) async fn locate(door: &Door, target: &Target) -> Result<(SandboxId, Route), Refusal> {
+    let not_found = || Refusal::NotFound {
+        sandbox: target.sandbox.clone(),
+    };
+    let id: SandboxId = target.sandbox.parse().map_err(|_| not_found())?;
+    let route = {
+        let mut found = door.locate.locate(&id);
+        // Most answers come from memory: no timer for those.
+        match futures::future::poll_immediate(&mut found).await {
+            Some(route) => route,
+            None => tokio::time::timeout(door.limits.locate_timeout, found)
+                .await
+                .map_err(|_| Refusal::LocateTimeout {
+                    sandbox: target.sandbox.clone(),
+                })?,
+        }
+    };
+    route.map(|route| (id, route)).ok_or_else(not_found)
+}
+
+/// Sends a request to a server in a sandbox and gives back what it answers.
+pub(crate) async fn forward(
+    door: &Arc<Door>,
+    active: &Active,
+    target: &Target,
+    (id, route): (&SandboxId, &Route),
+    host: HeaderValue,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let guest = target.port == GUEST_PORT;
+    let sandbox = || target.sandbox.clone();
+    if guest {
+        if headers::is_guest_control(request.uri().path()) {
+            return Err(Refusal::ControlRoute { sandbox: sandbox() });
+        }
+        if cors::is_preflight(&request) {
+            return Ok(cors::allow_preflight(request.headers()));
+        }
+    } else if let Some(token) = &route.traffic_token {
+        check_token(request.headers(), token, sandbox)?;
+    }
+    let Some(in_flight) = door.sandboxes.enter(id, route.address) else {
+        return Err(Refusal::Busy { sandbox: sandbox() });
+    };
+
+    // The guest takes no upgrades; a tunnel to it would pass by the check of paths.
+    let upgrade = (!guest && request.version() == Version::HTTP_11)
+        .then(|| headers::upgrade_of(request.headers()))
+        .flatten();
+    let client = upgrade.is_some().then(|| upgrade::on(&mut request));
+    let host = match &route.mask_request_host {
+        Some(mask) if !guest => {
+            HeaderValue::try_from(mask.replace("${PORT}", &target.port.to_string())).unwrap_or(host)
+        }
+        _ => host,
+    };
+    let arrival = Arrival {
+        client: &active.0.forwarded_for,
+        secure: active.0.secure,
+        host,
+        upgrade: upgrade.clone(),
+    };
+    headers::prepare_request(request.headers_mut(), arrival);
+
+    let (mut parts, body) = request.into_parts();
+    parts.uri = origin_form(parts.uri);
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    let outgoing = Outgoing::new(parts, body);
+    let (mut response, lease) = send(door, outgoing, in_flight, target).await?;
+
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let accepted = switching
+        .then(|| headers::upgrade_of(response.headers()))
+        .flatten();
+    match (client, accepted) {
+        (Some(client), Some(protocol)) => {
+            Ok(switch(door, active, client, response, protocol, lease))
+        }
+        _ if switching => {
+            // Nobody asked for it: what follows is no HTTP.
+            Err(Refusal::NoAnswer {
+                sandbox: sandbox(),
+                port: target.port,
+            })
+        }
+        _ => {
+            headers::remove_hop_by_hop(response.headers_mut());
+            if guest {
+                cors::allow_reading(response.headers_mut());
+            }
+            *response.version_mut() = Version::HTTP_11;
+            Ok(response.map(|incoming| Body::relay(incoming, lease)))
+        }
+    }
+}
+
+fn check_token(
+    headers: &HeaderMap,
+    token: &Secret,
+    sandbox: impl Fn() -> String,
+) -> Result<(), Refusal> {
+    let sent = headers
+        .get(headers::TRAFFIC_TOKEN)
+        .ok_or_else(|| Refusal::TokenMissing { sandbox: sandbox() })?;
+    if bool::from(sent.as_bytes().ct_eq(token.expose().as_bytes())) {
+        Ok(())
+    } else {
+        Err(Refusal::TokenWrong { sandbox: sandbox() })
+    }
+}
+
+/// Path and query alone: what a server expects (RFC 9112, section 3.2.1).
+fn origin_form(uri: Uri) -> Uri {
+    if uri.scheme().is_none() && uri.authority().is_none() {
+        return uri;
+    }
+    let path = uri
+        .path_and_query()
+        .cloned()
+        .unwrap_or(PathAndQuery::from_static("/"));
+    Uri::from(path)
+}
+
+/// A request that may have to be sent more than once.
+struct Outgoing {
+    request: Request<RequestBody>,
+    body_sent: Option<Arc<AtomicBool>>,
+    /// Whether sending it twice does no harm and is possible.
+    repeatable: bool,
+}
+
+impl Outgoing {
+    fn new(mut parts: Parts, body: Incoming) -> Self {
+        let method = &parts.method;
+        if body.is_end_stream() {
+            let repeatable = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+            if repeatable {
+                parts.headers.remove(CONTENT_LENGTH);
+            }
+            let request = Request::from_parts(parts, RequestBody::Empty);
+            return Self {
+                request,
+                body_sent: None,
+                repeatable,
+            };
+        }
+        let sent = Arc::new(AtomicBool::new(false));
+        let body = RequestBody::Stream {
+            incoming: body,
+            sent: sent.clone(),
+        };
+        let request = Request::from_parts(parts, body);
+        Self {
+            request,
+            body_sent: Some(sent),
+            repeatable: false,
+        }
+    }
+}
+
+/// A copy of a request without a body.
+fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+async fn send(
+    door: &Arc<Door>,
+    outgoing: Outgoing,
+    mut in_flight: crate::sandbox::InFlight,
+    target: &Target,
+) -> Result<(Response<Incoming>, Lease), Refusal> {
+    let Outgoing {
+        mut request,
+        body_sent,
+        repeatable,
+    } = outgoing;
+    let (sandbox, port) = (|| target.sandbox.clone(), target.port);
+    for attempt in 1..=MOST_TRIES {
+        let fresh = attempt > 1;
+        let mut lease = match Lease::take(door, in_flight, port, fresh).await {
+            Ok(lease) => lease,
+            Err((ConnectError::Closed(error), in_flight)) if !in_flight.0.has_ended() => {
+                tracing::debug!(%error, sandbox = %in_flight.0.id, port, "cannot connect");
+                return Err(Refusal::PortClosed {
+                    sandbox: sandbox(),
+                    port,
+                });
+            }
+            Err(_) => return Err(Refusal::NotFound { sandbox: sandbox() }),
+        };
+        lease.body_sent = body_sent.clone();
+        // A server may close an idle connection just when it is used again.
+        let spare = (repeatable && lease.reused).then(|| copy(&request));
+        let mut failed = match lease.sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, lease)),
+            Err(failed) => failed,
+        };
+        let unsent = failed.take_message().or(spare);
+        tracing::debug!(error = %failed.error(), attempt, port, "a sandbox gave no answer");
+        in_flight = lease.close();
+        if in_flight.0.has_ended() {
+            return Err(Refusal::NotFound { sandbox: sandbox() });
+        }
+        match unsent {
+            Some(again) => request = again,
+            None => break,
+        }
+    }
+    // A server that dies with its sandbox may be noticed before the sandbox's end is.
+    if locate(door, target).map(|found| found.is_err()).await {
+        return Err(Refusal::NotFound { sandbox: sandbox() });
+    }
+    Err(Refusal::NoAnswer {
+        sandbox: sandbox(),
+        port,
+    })
+}
+
+/// Joins client and server once both have left HTTP.
+fn switch(
+    door: &Arc<Door>,
+    active: &Active,
+    client: OnUpgrade,
+    mut response: Response<Incoming>,
+    protocol: HeaderValue,
+    lease: Lease,
+) -> Response<Body> {
+    use http::header::{CONNECTION, UPGRADE};
+    let server = upgrade::on(&mut response);
+    let headers = response.headers_mut();
+    headers::remove_hop_by_hop(headers);
+    headers.remove(HOST);
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
+    count(&door.registry.counters.tunnels);
+    door.tasks
+        .spawn(tunnel::run(client, server, lease, active.0.begin()));
+    response.map(|_| Body::empty())
+}
