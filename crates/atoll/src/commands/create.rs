@@ -1,0 +1,100 @@
+//! `atoll create`: a sandbox that stays.
+
+use crate::{
+    client::connection::Connection,
+    commands::{parse_pair, parse_seconds, parse_variable},
+    style,
+};
+use api::{Bytes, rest::sandbox::NewSandbox};
+
+/// What a new sandbox is like.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Sandbox")]
+pub(crate) struct Shape {
+    /// Set a variable for every process in the sandbox; KEY alone takes the value from here
+    #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = parse_variable)]
+    pub(crate) environment: Vec<(String, String)>,
+
+    /// Label the sandbox, to find it again
+    #[arg(short, long = "metadata", value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub(crate) metadata: Vec<(String, String)>,
+
+    /// Most memory that it may use, such as 512MiB or 2GiB [default: the template's]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory: Option<Bytes>,
+
+    /// Processors that it may use [default: the template's]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) cpus: Option<u32>,
+
+    /// Keep the sandbox from reaching the internet
+    #[arg(long)]
+    pub(crate) no_internet: bool,
+}
+
+impl Shape {
+    /// The request for a sandbox of this shape that lives for `timeout` seconds.
+    pub(crate) fn request(&self, template: &str, timeout: u64) -> NewSandbox {
+        let map = |pairs: &[(String, String)]| {
+            (!pairs.is_empty()).then(|| pairs.iter().cloned().collect())
+        };
+        NewSandbox {
+            template_id: template.to_owned(),
+            timeout: Some(i64::try_from(timeout).unwrap_or(i64::MAX)),
+            metadata: map(&self.metadata),
+            env_vars: map(&self.environment),
+            allow_internet_access: self.no_internet.then_some(false),
+            cpu_count: self.cpus,
+            memory_mb: self.memory.map(|memory| memory.0.div_ceil(1 << 20)),
+            ..NewSandbox::default()
+        }
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  atoll create base
+  atoll create base --timeout 1h -m owner=ann -e DEBUG=1
+  id=$(atoll create base) && atoll exec $id -- uname -a";
+
+/// Create a sandbox and print its id
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Template to start from: NAME, NAME:TAG or id
+    #[arg(value_name = "TEMPLATE", default_value = "base")]
+    template: String,
+
+    /// How long it lives: seconds, or a number with s, m, h or d
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_seconds)]
+    timeout: u64,
+
+    #[command(flatten)]
+    shape: Shape,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Does it.
+pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
+    let client = arguments.connection.open()?;
+    let request = arguments
+        .shape
+        .request(&arguments.template, arguments.timeout);
+    let sandbox = client.create(&request).await?;
+    if arguments.json {
+        style::print_json(&serde_json::json!({
+            "sandboxID": sandbox.id,
+            "template": arguments.template,
+            "timeout": arguments.timeout,
+        }))?;
+    } else {
+        style::to_stdout(&format!("{}\n", sandbox.id))?;
+    }
+    Ok(0)
+}
