@@ -55,6 +55,12 @@ pub struct NewSandbox {
     /// Volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_mounts: Option<Vec<VolumeMount>>,
+    /// Processors it may use; the template's if absent. Atoll's own, E2B has no word for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_count: Option<u32>,
+    /// Memory it may use, in MiB; the template's if absent. Atoll's own, E2B has no word for it.
+    #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u64>,
 }
 
 /// A volume and where it appears.
