@@ -1,0 +1,42 @@
+# The commands of this project. All are made for Debian and Ubuntu, as root, without questions.
+# `make help` lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench build setup
+
+# Where everything that is built or fetched goes; nothing else in the tree is written to.
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+
+help: ## Show this list
+	@echo "make run     set up, build, start Atoll, show a tour, serve until Ctrl-C (ONCE=1: end after the tour)"
+	@echo "make test    everything that must pass: format, lints, licences, unit and whole-system tests, fuzzing"
+	@echo "make lint    the first three of these"
+	@echo "make bench   measure Atoll side by side with its peers; results in bench/out/"
+	@echo "make build   the program: \$$CARGO_TARGET_DIR/release/atoll"
+	@echo "make setup   install the Debian packages that all of this needs"
+
+run: ## Set up, build, start, tour
+	@scripts/setup.sh run
+	@scripts/build.sh
+	@scripts/run.sh
+
+test: ## Everything that must pass
+	@scripts/setup.sh test
+	@scripts/test.sh
+
+lint: ## Format, lints, licences
+	@scripts/setup.sh lint
+	@scripts/lint.sh
+
+bench: ## Side by side with peers
+	@scripts/setup.sh bench
+	@bench/run.sh
+
+build: ## The program
+	@scripts/setup.sh build
+	@scripts/build.sh
+
+setup: ## Debian packages for all of this
+	@scripts/setup.sh run test bench

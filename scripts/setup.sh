@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Sees to it that this machine has what building, running, testing or measuring Atoll needs.
+# Usage: scripts/setup.sh [build|lint|run|test|bench]...
+# Missing Debian packages are installed if this is root; else they are named. With nothing missing,
+# nothing is fetched and nothing is changed.
+set -euo pipefail
+
+packages=()
+problems=()
+
+# need COMMAND PACKAGE: the package brings the command.
+need() {
+  PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 || packages+=("$2")
+}
+
+need_to_build() {
+  need cc build-essential
+  # The guest is one static file, so the C library is needed as an archive.
+  compgen -G "/usr/lib/*/libc.a" >/dev/null || packages+=(libc6-dev)
+  if ! command -v cargo >/dev/null 2>&1; then
+    problems+=("Rust is missing: install it from https://rustup.rs (version 1.88 or later)")
+  fi
+}
+
+need_to_lint() {
+  command -v cargo >/dev/null 2>&1 || return 0
+  cargo fmt --version >/dev/null 2>&1 || problems+=("rustfmt is missing: rustup component add rustfmt")
+  cargo clippy --version >/dev/null 2>&1 || problems+=("clippy is missing: rustup component add clippy")
+}
+
+need_to_run() {
+  need nft nftables
+  need mkfs.ext4 e2fsprogs
+  need mmdebstrap mmdebstrap
+  python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
+  [ "$(id -u)" = 0 ] || problems+=("this is not root: sandboxes need namespaces and mounts; use sudo")
+}
+
+for purpose in "${@:-build}"; do
+  need_to_build
+  case $purpose in
+    build) ;;
+    run) need_to_run ;;
+    lint) need_to_lint ;;
+    test)
+      need_to_run
+      need_to_lint
+      need ip iproute2
+      need node nodejs
+      need npm npm
+      ;;
+    bench)
+      need_to_run
+      need runc runc
+      ;;
+    *)
+      echo "error: $purpose: one of build, lint, run, test, bench" >&2
+      exit 2
+      ;;
+  esac
+done
+
+if [ ${#packages[@]} -gt 0 ]; then
+  mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+  if [ "$(id -u)" != 0 ]; then
+    problems+=("packages are missing: sudo apt-get install ${packages[*]}")
+  elif ! command -v apt-get >/dev/null 2>&1; then
+    problems+=("this is not Debian or Ubuntu; what these Debian packages hold is missing: ${packages[*]}")
+  else
+    echo "installing ${packages[*]}" >&2
+    export DEBIAN_FRONTEND=noninteractive
+    if ! { apt-get update -q && apt-get install -q -y --no-install-recommends "${packages[@]}"; } >&2; then
+      problems+=("apt-get could not install ${packages[*]}: see above")
+    fi
+  fi
+fi
+
+if [ ${#problems[@]} -gt 0 ]; then
+  printf 'error: %s\n' "${problems[@]}" >&2
+  exit 1
+fi
