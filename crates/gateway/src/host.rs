@@ -147,10 +147,9 @@ fn is_neutral(name: &str, domain: Option<&str>) -> bool {
     }
     let last = name.as_bytes().last();
     // Only what ends in a digit or has a colon can be an address: spares most names the parsing.
-    if last.is_some_and(u8::is_ascii_digit) || name.contains(':') {
-        if name.parse::<IpAddr>().is_ok() {
-            return true;
-        }
+    let perhaps = last.is_some_and(u8::is_ascii_digit) || name.contains(':');
+    if perhaps && name.parse::<IpAddr>().is_ok() {
+        return true;
     }
     !name.contains('.') && parse_label(name).is_none()
 }
