@@ -1,8 +1,14 @@
 //! Why an image can't be had: the cause and the remedy.
 
-use crate::{archive::ArchiveError, unpack::{Fault, UnpackError}};
+use crate::{
+    archive::ArchiveError,
+    unpack::{Fault, UnpackError},
+};
 use api::{ErrorCode, ImageDigest, Problem};
-use std::{io, path::{Path, PathBuf}};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// Why an image can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -68,18 +74,27 @@ impl ImageError {
     }
 
     pub(crate) fn source(cause: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Source { cause: cause.into(), remedy: remedy.into() }
+        Self::Source {
+            cause: cause.into(),
+            remedy: remedy.into(),
+        }
     }
 
     /// Whether the disk is full.
     pub fn is_out_of_disk(&self) -> bool {
         let error = match self {
             Self::Store { source, .. } => source,
-            Self::Unpack(UnpackError::Entry { fault: Fault::System(source), .. }) => source,
+            Self::Unpack(UnpackError::Entry {
+                fault: Fault::System(source),
+                ..
+            }) => source,
             Self::Unpack(UnpackError::Archive(ArchiveError::Read(source))) => source,
             _ => return false,
         };
-        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
     }
 
     /// What the reader can do about it.

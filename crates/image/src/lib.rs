@@ -13,6 +13,14 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+mod build;
 pub mod digest;
+pub mod error;
 pub mod limits;
+pub mod source;
+pub mod store;
 pub mod unpack;
+
+pub use error::ImageError;
+pub use limits::Limits;
+pub use store::{GarbageReport, ImageConfig, ImageDescription, ImageStore, RootFs, StoreOptions};

@@ -41,17 +41,31 @@ pub(crate) struct Temporary {
 
 impl Layout {
     pub(crate) fn create(directory: &Path, durable: bool) -> Result<Self, ImageError> {
-        for part in
-            ["blobs/sha256", "blobs/partial", "layers", "images", "removed", "sources", "packages", "temporary", "trash"]
-        {
+        for part in [
+            "blobs/sha256",
+            "blobs/partial",
+            "layers",
+            "images",
+            "removed",
+            "sources",
+            "packages",
+            "temporary",
+            "trash",
+        ] {
             let path = directory.join(part);
             fs::create_dir_all(&path).map_err(ImageError::path("create", &path))?;
         }
-        let directory = directory.canonicalize().map_err(ImageError::path("open", directory))?;
+        let directory = directory
+            .canonicalize()
+            .map_err(ImageError::path("open", directory))?;
         // Set-user-id files of images lie below: nobody but root may get at them.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(&directory, mode).map_err(ImageError::path("protect", &directory))?;
-        Ok(Self { directory, durable, counter: AtomicU64::new(0) })
+        Ok(Self {
+            directory,
+            durable,
+            counter: AtomicU64::new(0),
+        })
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -112,7 +126,11 @@ impl Layout {
 
     /// A name that nobody else in this process uses.
     fn unique(&self) -> String {
-        format!("{}-{}", std::process::id(), self.counter.fetch_add(1, Ordering::Relaxed))
+        format!(
+            "{}-{}",
+            std::process::id(),
+            self.counter.fetch_add(1, Ordering::Relaxed)
+        )
     }
 
     /// A new directory for something that is being made.
@@ -120,7 +138,10 @@ impl Layout {
         let name = self.unique();
         let path = self.temporaries().join(&name);
         fs::create_dir(&path).map_err(ImageError::path("create", &path))?;
-        Ok(Temporary { path, trash: self.trash().join(name) })
+        Ok(Temporary {
+            path,
+            trash: self.trash().join(name),
+        })
     }
 
     /// Gives `made` the name `place`. Somebody else's equal content that has the name already
@@ -146,7 +167,11 @@ impl Layout {
         let path = self.temporaries().join(self.unique());
         let written = fs::File::create(&path).and_then(|mut file| {
             file.write_all(content)?;
-            if self.durable { file.sync_all() } else { Ok(()) }
+            if self.durable {
+                file.sync_all()
+            } else {
+                Ok(())
+            }
         });
         let renamed = written.and_then(|()| fs::rename(&path, place));
         if renamed.is_err() {
@@ -199,7 +224,10 @@ impl Layout {
                 }
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("image-trash".into()).spawn(delete) {
+        if let Err(error) = std::thread::Builder::new()
+            .name("image-trash".into())
+            .spawn(delete)
+        {
             tracing::warn!(%error, "can't start a thread to delete the trash");
         }
     }
