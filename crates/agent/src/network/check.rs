@@ -27,7 +27,7 @@ pub async fn check(name_servers: &[IpAddr]) -> Vec<Finding> {
         let mut findings = vec![slots()];
         findings.push(firewall(&runtime));
         if let Ok(chains) = rules::list(&runtime, "chains") {
-            findings.push(other_rules(&chains));
+            findings.push(other_rules(dropping_chain(&chains).or_else(legacy_policy)));
         }
         findings.push(servers(&named));
         findings.push(connections());
@@ -104,9 +104,9 @@ fn firewall(runtime: &Handle) -> Finding {
 }
 
 /// Whether somebody else's rules drop what sandboxes send to the internet.
-fn other_rules(chains: &str) -> Finding {
+fn other_rules(dropping: Option<String>) -> Finding {
     let name = "forwarding";
-    match dropping_chain(chains) {
+    match dropping {
         None => Finding::ok(name, "no other firewall drops forwarded packets by default"),
         Some(chain) => Finding::warning(
             name,
@@ -134,6 +134,20 @@ fn dropping_chain(chains: &str) -> Option<String> {
         }
     }
     None
+}
+
+/// The same for rules of the older kind, which `nft` does not list.
+fn legacy_policy() -> Option<String> {
+    let tables = std::fs::read_to_string("/proc/net/ip_tables_names").ok()?;
+    if !tables.lines().any(|table| table == "filter") {
+        return None;
+    }
+    let output = std::process::Command::new("iptables-legacy")
+        .args(["-S", "FORWARD"])
+        .output()
+        .ok()?;
+    let drops = String::from_utf8_lossy(&output.stdout).contains("-P FORWARD DROP");
+    drops.then(|| "chain FORWARD of iptables-legacy".to_owned())
 }
 
 fn servers(named: &[IpAddr]) -> Finding {

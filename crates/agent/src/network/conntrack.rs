@@ -45,5 +45,5 @@ pub(super) fn forget(address: Ipv4Addr) -> Result<(), NetworkError> {
             },
         );
     }
-    Socket::netfilter()?.execute(batch)
+    Socket::netfilter(0)?.execute(batch)
 }

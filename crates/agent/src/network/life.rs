@@ -4,6 +4,7 @@ use super::{
     NetworkOptions,
     build::{PREFIX, Plan},
     error::NetworkError,
+    guard::Guard,
     link::{self, Occupied},
     namespace,
     netlink::Socket,
@@ -31,6 +32,8 @@ pub(super) struct Started {
     pub(super) plan: Plan,
     /// Slots of an earlier run that still have their interface.
     pub(super) left_over: BTreeSet<u32>,
+    /// Keeps the rules loaded while it lives.
+    pub(super) guard: Guard,
 }
 
 /// Sets up the host for an instance.
@@ -40,8 +43,7 @@ pub(super) fn start(
     name_servers: &[IpAddr],
 ) -> Result<Started, NetworkError> {
     let instance = &options.instance;
-    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if instance.len() != 4 || !instance.bytes().all(digit) {
+    if !registry::is_instance(instance) {
         return Err(NetworkError::Instance(instance.chars().take(40).collect()));
     }
     let registry = Registry::lock(&options.shared)?;
@@ -73,17 +75,22 @@ pub(super) fn start(
         registry.put(&Entry::of_this_program(instance, range))?;
         link::reserve(&mut socket, range)?;
         // Rules before forwarding: there is no moment in which a packet passes unseen.
-        rules.load(runtime)?;
-        registry.forward()
+        let loaded = rules.load(runtime)?;
+        registry.forward()?;
+        Guard::start(runtime.clone(), rules.clone(), loaded)
     };
     match set_up() {
-        Ok(()) => Ok(Started { plan, left_over }),
+        Ok(guard) => Ok(Started {
+            plan,
+            left_over,
+            guard,
+        }),
         Err(error) => {
             // Sandboxes of an earlier run that go on need what is there.
-            if left_over.is_empty() {
-                if let Err(error) = take_down(runtime, &registry, instance, range) {
-                    tracing::warn!(%error, "a start that failed left something behind");
-                }
+            if left_over.is_empty()
+                && let Err(error) = take_down(runtime, &registry, instance, range)
+            {
+                tracing::warn!(%error, "a start that failed left something behind");
             }
             Err(error)
         }

@@ -152,14 +152,15 @@ pub(super) fn raise_outer(
     inner: &End<'_>,
 ) -> Result<(), NetworkError> {
     // `IPV4_DEVCONF_*` of `include/uapi/linux/ip.h`: forwarding, proxy_arp, accept_redirects,
-    // send_redirects, rp_filter, accept_source_route, accept_local, route_localnet.
-    const SETTINGS: [(u16, u32); 8] = [
+    // send_redirects, rp_filter, accept_source_route, arp_ignore, accept_local, route_localnet.
+    const SETTINGS: [(u16, u32); 9] = [
         (1, 1),
         (3, 0),
         (4, 0),
         (6, 0),
         (8, 1),
         (9, 0),
+        (19, 1),
         (23, 0),
         (26, 0),
     ];

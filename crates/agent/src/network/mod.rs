@@ -28,6 +28,7 @@ mod build;
 mod check;
 mod conntrack;
 mod error;
+mod guard;
 mod life;
 mod link;
 mod namespace;
@@ -46,6 +47,7 @@ use crate::slots::Slots;
 use api::Problem;
 use build::{INNER, Plan};
 use driver::NetworkSlot;
+use guard::Guard;
 use netlink::Socket;
 use numbers::Numbers;
 use std::{
@@ -114,6 +116,8 @@ struct Inner {
     name_servers: Vec<IpAddr>,
     numbers: Mutex<Numbers>,
     makers: Semaphore,
+    /// None once the network was told to stop.
+    guard: Mutex<Option<Guard>>,
 }
 
 impl Network {
@@ -136,6 +140,7 @@ impl Network {
                 name_servers,
                 numbers: Mutex::new(Numbers::new(build::SLOTS, started.left_over)),
                 makers: Semaphore::new(AT_ONCE),
+                guard: Mutex::new(Some(started.guard)),
             })
         };
         let inner = within(LIFE_DEADLINE, "starting the network", begin).await?;
@@ -241,6 +246,13 @@ impl Network {
         if keep_sandboxes {
             return Ok(());
         }
+        drop(
+            self.inner
+                .guard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
         let runtime = Handle::current();
         let inner = Arc::clone(&self.inner);
         within(LIFE_DEADLINE, "stopping the network", move || {

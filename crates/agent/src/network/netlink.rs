@@ -6,7 +6,7 @@
 
 use super::error::NetworkError;
 use rustix::{
-    fd::OwnedFd,
+    fd::{AsFd, BorrowedFd, OwnedFd},
     io::Errno,
     net::{
         AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType,
@@ -200,9 +200,9 @@ impl Socket {
         Self::open(None, groups)
     }
 
-    /// A socket for the tables of netfilter.
-    pub(super) fn netfilter() -> Result<Self, NetworkError> {
-        Self::open(Some(rustix::net::netlink::NETFILTER), 0)
+    /// A socket for the tables of netfilter that receives what happens in `groups`.
+    pub(super) fn netfilter(groups: u32) -> Result<Self, NetworkError> {
+        Self::open(Some(rustix::net::netlink::NETFILTER), groups)
     }
 
     fn open(protocol: Option<Protocol>, groups: u32) -> Result<Self, NetworkError> {
@@ -311,6 +311,28 @@ impl Socket {
         }
     }
 
+    /// Reads all messages that wait, without waiting for more. Whether `wanted` holds for the kind
+    /// and body of one of them, or some were lost.
+    pub(super) fn drain(
+        &mut self,
+        wanted: impl Fn(u16, &[u8]) -> bool,
+    ) -> Result<bool, NetworkError> {
+        let mut seen = false;
+        loop {
+            let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+            match rustix::net::recv(&self.socket, &mut self.buffer[..], flags) {
+                Ok((length, _)) => {
+                    let read = &self.buffer[..length.min(self.buffer.len())];
+                    seen |= messages(read).any(|message| wanted(message.kind, message.body));
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(seen),
+                Err(Errno::NOBUFS) => seen = true,
+                Err(source) => return Err(NetworkError::system("reading from netlink", source)),
+            }
+        }
+    }
+
     fn send(&self, bytes: &[u8], doing: &'static str) -> Result<(), NetworkError> {
         rustix::net::sendto(
             &self.socket,
@@ -346,6 +368,12 @@ impl Socket {
                 source,
             )),
         }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

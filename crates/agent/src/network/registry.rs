@@ -47,6 +47,12 @@ impl Entry {
     }
 }
 
+/// Whether a text names an instance: four hexadecimal digits in lower case.
+pub(super) fn is_instance(text: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == 4 && text.bytes().all(digit)
+}
+
 /// When a process started, in clock ticks since boot (`/proc/PID/stat`, field 22).
 fn start_time(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -102,7 +108,9 @@ impl Registry {
                 continue;
             };
             match load::<Entry>(&path) {
-                Ok(Some(entry)) if entry.instance == instance => entries.push(entry),
+                Ok(Some(entry)) if entry.instance == instance && is_instance(instance) => {
+                    entries.push(entry);
+                }
                 _ => tracing::warn!(path = %path.display(), "passed over a damaged file"),
             }
         }

@@ -171,18 +171,27 @@ table inet {table} {{
         )
     }
 
-    /// Loads the table and sees that it is there.
-    pub(super) fn load(&self, runtime: &Handle) -> Result<(), NetworkError> {
-        let name = table(&self.instance);
-        let refuse = |cause: String| NetworkError::Rules {
-            table: name.clone(),
-            cause,
-        };
-        nft(runtime, &["-f", "-"], &self.text())?.map_err(refuse)?;
-        let listed = nft(runtime, &["list", "table", "inet", &name], "")?.map_err(refuse)?;
+    /// Loads the table and sees that it is there. Returns it as [`Rules::listing`] does.
+    pub(super) fn load(&self, runtime: &Handle) -> Result<String, NetworkError> {
+        nft(runtime, &["-f", "-"], &self.text())?.map_err(|cause| self.refusal(cause))?;
+        let listed = self.listing(runtime)?;
         match CHAINS.iter().find(|chain| !listed.contains(**chain)) {
-            Some(missing) => Err(refuse(format!("it lacks the chain `{missing}`"))),
-            None => Ok(()),
+            Some(missing) => Err(self.refusal(format!("it lacks the chain `{missing}`"))),
+            None => Ok(listed),
+        }
+    }
+
+    /// The table as it is in the kernel, without what its sets hold at the moment.
+    pub(super) fn listing(&self, runtime: &Handle) -> Result<String, NetworkError> {
+        let table = table(&self.instance);
+        nft(runtime, &["--terse", "list", "table", "inet", &table], "")?
+            .map_err(|cause| self.refusal(cause))
+    }
+
+    fn refusal(&self, cause: String) -> NetworkError {
+        NetworkError::Rules {
+            table: table(&self.instance),
+            cause,
         }
     }
 

@@ -1,6 +1,6 @@
 //! How slots and instances come and go, and that they leave nothing behind.
 
-use crate::lab::{Lab, assert_reaches, in_lab, inside, ip, run};
+use crate::lab::{Lab, assert_reaches, connect, in_lab, inside, ip, run, serve};
 use agent::network::{Network, NetworkError};
 use std::{
     process::{Child, Command},
@@ -242,7 +242,9 @@ fn the_check_finds_a_firewall_that_is_in_the_way() {
 #[test]
 fn slots_are_made_quickly() {
     in_lab(|lab| {
+        let began = Instant::now();
         let network = lab.start("b010");
+        println!("start: {:?}", began.elapsed());
         let mut slots = Vec::new();
         let mut times: Vec<_> = (0..50)
             .map(|_| {
@@ -278,5 +280,67 @@ fn slots_are_made_quickly() {
             "{:?}",
             times[25]
         );
+    });
+}
+
+#[test]
+fn rules_that_somebody_flushes_come_back_at_once() {
+    in_lab(|lab| {
+        let network = lab.start("b011");
+        let slot = lab.claim(&network);
+        for command in [
+            "flush ruleset",
+            "delete table inet atoll_b011",
+            "flush chain inet atoll_b011 host",
+            "delete chain inet atoll_b011 host",
+        ] {
+            run("nft", command);
+            let deadline = Instant::now() + std::time::Duration::from_secs(10);
+            let whole = || {
+                let listed = run("nft", "list ruleset");
+                listed.matches("hook ").count() == 5 && listed.matches("drop").count() > 10
+            };
+            while !whole() {
+                assert!(Instant::now() < deadline, "{command}");
+            }
+            assert_reaches(&slot, "8.8.8.8", 80);
+        }
+        lab.wait(network.stop(false)).unwrap();
+        assert_eq!(tables(lab), "");
+    });
+}
+
+#[test]
+fn connections_of_a_released_slot_are_forgotten() {
+    in_lab(|lab| {
+        let network = lab.start("b012");
+        let slot = Arc::new(lab.claim(&network));
+        let count = || {
+            let path = "/proc/sys/net/netfilter/nf_conntrack_count";
+            std::fs::read_to_string(path)
+                .unwrap()
+                .trim()
+                .parse::<u32>()
+                .unwrap()
+        };
+        let outgoing = connect(&slot, "8.8.8.8", 80).unwrap();
+        let server = serve(&slot, "0.0.0.0:80");
+        let incoming = connect(&lab.host, &slot.address.to_string(), server.port()).unwrap();
+        assert!(count() >= 2);
+        lab.wait(network.release(slot)).unwrap();
+        assert_eq!(count(), 0);
+        drop((outgoing, incoming));
+        lab.wait(network.stop(false)).unwrap();
+    });
+}
+
+#[test]
+fn packets_are_no_longer_than_the_uplink_takes() {
+    in_lab(|lab| {
+        ip("link set up0 mtu 1400");
+        let network = lab.start("b013");
+        let slot = lab.claim(&network);
+        assert!(inside(&slot, || ip("link show eth0")).contains("mtu 1400"));
+        lab.wait(network.stop(false)).unwrap();
     });
 }
