@@ -1,0 +1,124 @@
+//! Letting a sandbox in.
+
+use crate::{
+    agent::Agent,
+    problems,
+    sandbox::{Found, Sandbox, Stage, spawn_new},
+};
+use api::{
+    ErrorCode, Problem, Secret,
+    node::{CreateSandbox, OnTimeout, SandboxStatus},
+};
+use driver::DriverKind;
+use jiff::Timestamp;
+use rand::Rng;
+use std::sync::Arc;
+
+impl Agent {
+    /// Checks a request, starts the sandbox, and returns when it is usable. Asking again for the
+    /// same sandbox waits for the first answer.
+    pub(crate) async fn create_sandbox(
+        &self,
+        request: CreateSandbox,
+    ) -> Result<SandboxStatus, Problem> {
+        let parts = &self.parts;
+        if parts.stopping.is_cancelled() {
+            return Err(problems::stopping());
+        }
+        self.check(&request)?;
+        let request = Arc::new(request);
+        let id = request.id.clone();
+        let mut made = None;
+        let taken = parts.registry.insert_new(&id, || {
+            let reservation = parts.admission.reserve(&request.resources)?;
+            let (sandbox, inbox) = Sandbox::new(request.clone(), random_token(), Timestamp::now());
+            made = Some((sandbox.clone(), inbox, reservation));
+            Ok::<_, Problem>(sandbox)
+        })?;
+        let sandbox = match (taken, made) {
+            (None, Some((sandbox, inbox, reservation))) => {
+                spawn_new(parts, sandbox.clone(), inbox, reservation);
+                sandbox
+            }
+            (Some(Found::Live(sandbox)), _) if sandbox.request == request => sandbox,
+            (Some(Found::Live(_)), _) => {
+                return Err(Problem::new(
+                    ErrorCode::Conflict,
+                    format!("sandbox {id} exists already and is another one"),
+                    "create it under a new id",
+                ));
+            }
+            (Some(Found::Ended(_)) | None, _) => {
+                return Err(Problem::new(
+                    ErrorCode::Conflict,
+                    format!("sandbox {id} has ended"),
+                    "create another one under a new id",
+                ));
+            }
+        };
+        // A stop that began meanwhile has not seen this sandbox; it must not outlive the agent.
+        if parts.stopping.is_cancelled() {
+            crate::agent::part_with(sandbox.clone(), self.on_exit).await;
+        }
+        sandbox.while_in(&[Stage::Starting]).await;
+        if sandbox.failure().is_none() && sandbox.stage() != Stage::Running {
+            // Ended while it started or right after; wait for the cause.
+            sandbox.while_in(&[Stage::Stopping]).await;
+        }
+        match (sandbox.failure(), sandbox.stage()) {
+            (Some(problem), _) => Err(problem.clone()),
+            (None, Stage::Running) => Ok(sandbox.status()),
+            (None, stage) => Err(Problem::new(
+                ErrorCode::Conflict,
+                format!("sandbox {id} is {stage} already"),
+                "ask for its status to see why",
+            )),
+        }
+    }
+
+    fn check(&self, request: &CreateSandbox) -> Result<(), Problem> {
+        let parts = &self.parts;
+        let invalid = |cause: String| Problem::new(ErrorCode::InvalidArgument, cause, "");
+        if request.id.node() != parts.node {
+            return Err(invalid(format!(
+                "sandbox {} belongs to node {}, and this is {}",
+                request.id,
+                request.id.node(),
+                parts.node
+            )));
+        }
+        if request.timeout.is_zero() {
+            return Err(invalid("a sandbox needs a timeout greater than 0".into()));
+        }
+        if request.resources.vcpus == 0 || request.resources.memory.0 == 0 {
+            return Err(invalid("a sandbox needs at least one processor and some memory".into()));
+        }
+        if request.on_timeout == OnTimeout::Pause {
+            return Err(Problem::new(
+                ErrorCode::Unsupported,
+                format!(
+                    "the {} driver of this node cannot pause a sandbox when its time is up",
+                    driver_name(parts.driver.kind())
+                ),
+                "let it end when its time is up (`on_timeout: kill`) and extend its time while \
+                 it is needed; pausing needs a driver that takes snapshots",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A driver as users write it.
+pub(crate) fn driver_name(kind: DriverKind) -> &'static str {
+    match kind {
+        DriverKind::Firecracker => "firecracker",
+        DriverKind::Qemu => "qemu",
+        DriverKind::Container => "container",
+    }
+}
+
+/// 128 random bits in hexadecimal.
+fn random_token() -> Secret {
+    let bits: u128 = rand::rng().random();
+    Secret::new(format!("{bits:032x}"))
+}

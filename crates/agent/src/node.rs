@@ -1,0 +1,183 @@
+//! The agent as the control plane uses it.
+
+use crate::{
+    agent::Agent,
+    create::driver_name,
+    problems,
+    sandbox::{Found, Request, Stage},
+};
+use api::{
+    Bytes, ErrorCode, ImageDigest, Problem, Resources, SandboxId,
+    node::{
+        BuildEvent, CreateSandbox, EndReason, LogLine, MetricSample, NetworkPolicy, Node,
+        NodeDescription, SandboxStatus,
+    },
+    template::TemplateSource,
+};
+use futures::stream::BoxStream;
+use jiff::Timestamp;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How long a request waits for its sandbox's task.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Log lines that one request may ask for at most.
+const LOG_LINES_MAX: usize = 10_000;
+
+impl Agent {
+    /// Sends a request to a sandbox that has not ended and waits for the answer.
+    async fn ask(
+        &self,
+        id: &SandboxId,
+        request: impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Request,
+    ) -> Result<SandboxStatus, Problem> {
+        let ended = || crate::sandbox::not_running(id, Stage::Ended);
+        let sandbox = match self.parts.registry.find(id) {
+            Some(Found::Live(sandbox)) => sandbox,
+            Some(Found::Ended(_)) => return Err(ended()),
+            None => return Err(problems::unknown(id)),
+        };
+        let (done, answer) = oneshot::channel();
+        let exchange = async {
+            if sandbox.send(request(done)).await { answer.await.ok() } else { None }
+        };
+        match tokio::time::timeout(REQUEST_DEADLINE, exchange).await {
+            Ok(Some(result)) => result.map(|()| sandbox.status()),
+            Ok(None) => Err(ended()),
+            Err(_) => Err(Problem::new(
+                ErrorCode::DeadlineExceeded,
+                format!("sandbox {id} did not answer in time"),
+                "try again; if it stays like this, look at the node's log",
+            )),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Node for Agent {
+    async fn describe(&self) -> Result<NodeDescription, Problem> {
+        let parts = &self.parts;
+        let promised = parts.admission.promised();
+        Ok(NodeDescription {
+            id: parts.node.clone(),
+            name: parts.name.clone(),
+            driver: driver_name(parts.driver.kind()).into(),
+            memory_snapshots: parts.driver.capabilities().memory_snapshot,
+            capacity: Resources {
+                vcpus: parts.facts.processors,
+                memory: parts.facts.memory_total(),
+                disk: parts.facts.disk_total(),
+            },
+            allocated: Resources {
+                vcpus: promised.vcpus,
+                memory: Bytes(promised.memory),
+                disk: Bytes(promised.disk),
+            },
+            sandboxes: promised.sandboxes,
+            sandboxes_max: parts.admission.limits().sandboxes,
+            slots_ready: parts.pool.ready(),
+            kernel: parts.facts.kernel.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        })
+    }
+
+    async fn create(&self, request: CreateSandbox) -> Result<SandboxStatus, Problem> {
+        self.create_sandbox(request).await
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<SandboxStatus>, Problem> {
+        Ok(self.parts.registry.find(id).map(|found| found.status()))
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxStatus>, Problem> {
+        Ok(self.parts.registry.all().iter().map(Found::status).collect())
+    }
+
+    async fn kill(&self, id: &SandboxId, reason: EndReason) -> Result<bool, Problem> {
+        let Some(sandbox) = self.parts.registry.live(id) else { return Ok(false) };
+        let (done, finished) = oneshot::channel();
+        let exchange = async {
+            if sandbox.send(Request::Kill { reason, done }).await {
+                // No answer means that it ended before it saw the request.
+                let _ = finished.await;
+                true
+            } else {
+                false
+            }
+        };
+        match tokio::time::timeout(REQUEST_DEADLINE, exchange).await {
+            Ok(was_there) => Ok(was_there),
+            Err(_) => {
+                // It is out of reach already; what is left of it is being taken down.
+                tracing::warn!(sandbox = %id, "taking it down takes long");
+                Ok(true)
+            }
+        }
+    }
+
+    async fn set_deadline(
+        &self,
+        id: &SandboxId,
+        deadline: Timestamp,
+    ) -> Result<SandboxStatus, Problem> {
+        self.ask(id, |done| Request::SetDeadline { deadline, done }).await
+    }
+
+    async fn set_network(&self, id: &SandboxId, policy: NetworkPolicy) -> Result<(), Problem> {
+        self.ask(id, |done| Request::SetNetwork { policy, done }).await.map(|_| ())
+    }
+
+    async fn metrics(
+        &self,
+        id: &SandboxId,
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+    ) -> Result<Vec<MetricSample>, Problem> {
+        let mut samples = match self.parts.registry.find(id) {
+            Some(Found::Live(sandbox)) => sandbox.samples(),
+            Some(Found::Ended(ended)) => ended.samples.to_vec(),
+            None => return Err(problems::unknown(id)),
+        };
+        samples.retain(|sample| {
+            from.is_none_or(|from| sample.at >= from) && to.is_none_or(|to| sample.at <= to)
+        });
+        Ok(samples)
+    }
+
+    async fn logs(
+        &self,
+        id: &SandboxId,
+        from: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Vec<LogLine>, Problem> {
+        if self.parts.registry.find(id).is_none() {
+            return Err(problems::unknown(id));
+        }
+        let (logs, id) = (self.parts.logs.clone(), id.clone());
+        let limit = limit.min(LOG_LINES_MAX);
+        let read = tokio::task::spawn_blocking(move || logs.read(&id, from, limit)).await;
+        let failed = |error: &dyn std::fmt::Display| {
+            Problem::new(
+                ErrorCode::Internal,
+                format!("the log cannot be read: {error}"),
+                "check the disk that holds the data directory",
+            )
+        };
+        read.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+
+    async fn build(
+        &self,
+        source: TemplateSource,
+    ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
+        if self.parts.stopping.is_cancelled() {
+            return Err(problems::stopping());
+        }
+        self.parts.images.build(source).await
+    }
+
+    async fn remove_image(&self, digest: &ImageDigest) -> Result<(), Problem> {
+        self.parts.images.remove(digest).await
+    }
+}

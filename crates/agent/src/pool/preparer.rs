@@ -1,0 +1,52 @@
+//! Making one prepared sandbox, and taking it down again.
+
+use crate::{
+    journal::{Journal, Record},
+    problems,
+    slots::Slots,
+};
+use api::Problem;
+use driver::{Driver, NetworkSlot, Prepared};
+use std::sync::Arc;
+
+/// What preparing needs.
+pub(crate) struct Preparer {
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) network: Arc<dyn Slots>,
+    pub(crate) journal: Arc<Journal>,
+}
+
+impl Preparer {
+    /// Prepares a sandbox in a slot of its own. On failure nothing is left. Not to be dropped
+    /// before it is done.
+    pub(super) async fn prepare(&self) -> Result<Box<dyn Prepared>, Problem> {
+        let slot = self.network.claim().await?;
+        let number = slot.number;
+        if let Err(error) = self.journal.append(Record::Reserved { slot: number }).await {
+            self.network.release(slot).await;
+            return Err(error.problem());
+        }
+        match self.driver.prepare(slot.clone()).await {
+            Ok(prepared) => Ok(prepared),
+            Err(error) => {
+                self.release(slot).await;
+                Err(problems::from_driver(&error))
+            }
+        }
+    }
+
+    /// Takes a prepared sandbox down.
+    pub(super) async fn discard(&self, prepared: Box<dyn Prepared>) {
+        let slot = prepared.slot().clone();
+        prepared.discard().await;
+        self.release(slot).await;
+    }
+
+    async fn release(&self, slot: Arc<NetworkSlot>) {
+        let number = slot.number;
+        self.network.release(slot).await;
+        if let Err(error) = self.journal.append(Record::Released { slot: number }).await {
+            tracing::warn!("slot {number} is free, but the journal does not say so: {error}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The simulated host.
+
+use driver::Exit;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// What is to fail. Counters say how many of the next calls fail.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// Claiming a slot: none is left.
+    pub claim: AtomicU32,
+    /// Preparing: the disk is full.
+    pub prepare: AtomicU32,
+    /// Starting: the guest does not come up.
+    pub start: AtomicU32,
+    /// Destroying: a system call fails.
+    pub destroy: AtomicU32,
+    /// Setting what a slot may reach.
+    pub set_internet: AtomicU32,
+    /// Taking a slot over.
+    pub adopt_slot: AtomicU32,
+    /// Prepared sandboxes stay behind when they are dropped without being discarded.
+    pub leave_prepared: AtomicBool,
+}
+
+impl Faults {
+    /// Whether this call is to fail.
+    pub(super) fn strike(counter: &AtomicU32) -> bool {
+        counter.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+/// A simulated machine, as the host sees it.
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) exit: watch::Sender<Option<Exit>>,
+    pub(super) since: std::time::Instant,
+}
+
+#[derive(Default)]
+pub(super) struct Contents {
+    /// Slots with an interface.
+    pub(super) slots: BTreeSet<u32>,
+    /// Slots that are closed off from the internet.
+    pub(super) closed: BTreeSet<u32>,
+    /// Slots with a prepared sandbox.
+    pub(super) prepared: BTreeSet<u32>,
+    /// Slots with a running machine, or with what is left of one.
+    pub(super) machines: BTreeMap<u32, Arc<Process>>,
+    next_pid: u32,
+    /// What happened, in order.
+    pub(super) events: Vec<String>,
+}
+
+/// The simulated host.
+#[derive(Default)]
+pub struct World {
+    contents: Mutex<Contents>,
+    /// What is to fail.
+    pub faults: Faults,
+    /// How long preparing takes.
+    pub prepare_time: Duration,
+    /// How long starting takes.
+    pub start_time: Duration,
+    /// How many slots there are.
+    pub slots_max: u32,
+}
+
+impl World {
+    /// A host that does everything at once.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { slots_max: 4096, ..Self::default() })
+    }
+
+    /// A host that takes its time.
+    pub fn slow(prepare_time: Duration, start_time: Duration) -> Arc<Self> {
+        Arc::new(Self { slots_max: 4096, prepare_time, start_time, ..Self::default() })
+    }
+
+    pub(super) fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn new_process(contents: &mut Contents) -> Arc<Process> {
+        contents.next_pid += 1;
+        Arc::new(Process {
+            pid: contents.next_pid,
+            exit: watch::Sender::new(None),
+            since: std::time::Instant::now(),
+        })
+    }
+
+    pub(super) fn note(contents: &mut Contents, event: String) {
+        if contents.events.len() < 100_000 {
+            contents.events.push(event);
+        }
+    }
+
+    /// Slots that have an interface.
+    pub fn slots(&self) -> Vec<u32> {
+        self.contents().slots.iter().copied().collect()
+    }
+
+    /// Slots that hold a prepared sandbox.
+    pub fn prepared(&self) -> Vec<u32> {
+        self.contents().prepared.iter().copied().collect()
+    }
+
+    /// Slots that hold a running machine, or what is left of one.
+    pub fn machines(&self) -> Vec<u32> {
+        self.contents().machines.keys().copied().collect()
+    }
+
+    /// Whether a slot is closed off from the internet.
+    pub fn is_closed(&self, slot: u32) -> bool {
+        self.contents().closed.contains(&slot)
+    }
+
+    /// What happened, in order: `claim 1`, `prepare 1`, `start 1`, `destroy 1`, `release 1` …
+    pub fn events(&self) -> Vec<String> {
+        self.contents().events.clone()
+    }
+
+    /// Ends the machine in a slot, as a fault of its own would.
+    pub fn crash(&self, slot: u32, exit: Exit) {
+        if let Some(process) = self.contents().machines.get(&slot) {
+            process.exit.send_replace(Some(exit));
+        }
+    }
+
+    /// Kills the prepared sandbox in a slot.
+    pub fn kill_prepared(&self, slot: u32) {
+        self.contents().prepared.remove(&slot);
+    }
+}
