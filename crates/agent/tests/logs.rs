@@ -38,7 +38,11 @@ impl Guest {
                 tokio::spawn(serve(stream, sender.subscribe(), seen.clone()));
             }
         });
-        Self { out, requests, port }
+        Self {
+            out,
+            requests,
+            port,
+        }
     }
 
     fn say(&self, text: impl Into<String>) {
@@ -47,8 +51,7 @@ impl Guest {
 
     fn say_line(&self, seq: u64, message: &str) {
         let at = jiff::Timestamp::now();
-        let line =
-            serde_json::json!({"seq": seq, "line": {"at": at, "level": "info", "message": message}});
+        let line = serde_json::json!({"seq": seq, "line": {"at": at, "level": "info", "message": message}});
         self.say(format!("{line}\n"));
     }
 }
@@ -63,7 +66,10 @@ async fn serve(
         head.push(stream.read_u8().await.unwrap());
     }
     seen.lock().unwrap().push(String::from_utf8(head).unwrap());
-    stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await
+        .unwrap();
     while let Ok(text) = out.recv().await {
         if text == "hang up" {
             return;
@@ -88,7 +94,10 @@ async fn logs_when(agent: &Agent, count: usize) -> Vec<LogLine> {
 }
 
 async fn until_connected(guest: &Guest, count: usize) {
-    common::wait_for("the connection", || guest.requests.lock().unwrap().len() >= count).await;
+    common::wait_for("the connection", || {
+        guest.requests.lock().unwrap().len() >= count
+    })
+    .await;
 }
 
 fn messages(lines: &[LogLine]) -> Vec<&str> {
@@ -97,7 +106,11 @@ fn messages(lines: &[LogLine]) -> Vec<&str> {
 
 async fn agent_for(house: &House, guest: &Guest) -> Arc<Agent> {
     let pool = PoolOptions { min: 0, max: 0 };
-    let options = AgentOptions { guest_port: guest.port, pool, ..house.options() };
+    let options = AgentOptions {
+        guest_port: guest.port,
+        pool,
+        ..house.options()
+    };
     Agent::start(options).await.unwrap()
 }
 
@@ -111,7 +124,10 @@ async fn lines_are_kept_in_order_across_breaks_and_after_the_end() {
     guest.say_line(2, "two");
     assert_eq!(messages(&logs_when(&agent, 2).await), ["one", "two"]);
     let first = guest.requests.lock().unwrap()[0].to_lowercase();
-    assert!(first.starts_with("get /_atoll/logs?after=0&follow=1 http/1.1"), "{first}");
+    assert!(
+        first.starts_with("get /_atoll/logs?after=0&follow=1 http/1.1"),
+        "{first}"
+    );
     assert!(first.contains("x-atoll-control: "), "{first}");
 
     guest.say("hang up");
@@ -120,12 +136,18 @@ async fn lines_are_kept_in_order_across_breaks_and_after_the_end() {
     // What was sent already is not taken twice.
     guest.say_line(2, "two again");
     guest.say_line(3, "three");
-    assert_eq!(messages(&logs_when(&agent, 3).await), ["one", "two", "three"]);
+    assert_eq!(
+        messages(&logs_when(&agent, 3).await),
+        ["one", "two", "three"]
+    );
 
     agent.kill(&id(1), EndReason::Killed).await.unwrap();
     let lines = agent.logs(&id(1), None, 1000).await.unwrap();
     assert_eq!(messages(&lines), ["one", "two", "three"]);
-    assert_eq!(messages(&agent.logs(&id(1), Some(lines[1].at), 1).await.unwrap()), ["two"]);
+    assert_eq!(
+        messages(&agent.logs(&id(1), Some(lines[1].at), 1).await.unwrap()),
+        ["two"]
+    );
     agent.stop().await;
     drop(agent);
 
@@ -169,7 +191,7 @@ async fn a_hostile_guest_does_no_harm() {
     until_connected(&guest, 1).await;
     guest.say("not json\n{\"seq\":\"x\"}\n\n\0\n");
     guest.say("[".repeat(10_000) + "\n");
-    for _ in 0..40 {
+    for _ in 0..8 {
         guest.say("endless".repeat(10_000));
     }
     guest.say("\n");

@@ -40,9 +40,15 @@ fn what_ran_goes_on_and_what_ended_meanwhile_is_reported() {
         for number in 1..=4 {
             made.push(create(&agent, number).await.unwrap());
         }
-        let short = CreateSandbox { timeout: Duration::from_millis(100), ..request(5) };
+        let short = CreateSandbox {
+            timeout: Duration::from_millis(100),
+            ..request(5)
+        };
         agent.create(short).await.unwrap();
-        let closed = NetworkPolicy { internet: false, ..NetworkPolicy::default() };
+        let closed = NetworkPolicy {
+            internet: false,
+            ..NetworkPolicy::default()
+        };
         agent.set_network(&id(2), closed).await.unwrap();
         let later = made[2].deadline + jiff::SignedDuration::from_secs(60);
         made[2] = agent.set_deadline(&id(3), later).await.unwrap();
@@ -53,7 +59,12 @@ fn what_ran_goes_on_and_what_ended_meanwhile_is_reported() {
     house.world.crash(crashed, Exit::OutOfMemory);
     let crashed_number = made
         .iter()
-        .position(|made| made.address.unwrap().to_string().ends_with(&format!(".{crashed}")))
+        .position(|made| {
+            made.address
+                .unwrap()
+                .to_string()
+                .ends_with(&format!(".{crashed}"))
+        })
         .unwrap() as u32
         + 1;
     std::thread::scope(|scope| {
@@ -83,7 +94,10 @@ fn what_ran_goes_on_and_what_ended_meanwhile_is_reported() {
                 // Asking again for one that runs is answered as before.
                 let again = if crashed_number == 1 { 2 } else { 1 };
                 if again == 1 {
-                    assert_eq!(create(&agent, 1).await.unwrap().state, SandboxState::Running);
+                    assert_eq!(
+                        create(&agent, 1).await.unwrap().state,
+                        SandboxState::Running
+                    );
                 }
                 agent.stop().await;
                 house.assert_empty();
@@ -95,7 +109,10 @@ fn what_ran_goes_on_and_what_ended_meanwhile_is_reported() {
 #[tokio::test]
 async fn keep_leaves_sandboxes_running_and_nothing_else() {
     let house = House::new(World::new());
-    let options = AgentOptions { on_exit: OnExit::Keep, ..house.options() };
+    let options = AgentOptions {
+        on_exit: OnExit::Keep,
+        ..house.options()
+    };
     let agent = Agent::start(options).await.unwrap();
     create(&agent, 1).await.unwrap();
     create(&agent, 2).await.unwrap();
@@ -103,15 +120,28 @@ async fn keep_leaves_sandboxes_running_and_nothing_else() {
     agent.stop().await;
     assert_eq!(house.world.machines().len(), 2);
     assert_eq!(house.world.slots(), house.world.machines());
-    assert!(house.world.events().contains(&"network stop, keep true".into()));
+    assert!(
+        house
+            .world
+            .events()
+            .contains(&"network stop, keep true".into())
+    );
     drop(agent);
 
     let agent = house.agent().await;
     assert_eq!(status(&agent, 1).await.state, SandboxState::Running);
     assert!(agent.kill(&id(1), EndReason::Killed).await.unwrap());
     agent.stop().await;
-    assert_eq!(end_of(&status(&agent, 2).await.state), EndReason::NodeStopped);
-    assert!(house.world.events().contains(&"network stop, keep false".into()));
+    assert_eq!(
+        end_of(&status(&agent, 2).await.state),
+        EndReason::NodeStopped
+    );
+    assert!(
+        house
+            .world
+            .events()
+            .contains(&"network stop, keep false".into())
+    );
     house.assert_empty();
 }
 
@@ -126,7 +156,10 @@ async fn a_network_that_cannot_be_taken_over_ends_the_sandbox() {
     house.world.faults.adopt_slot.store(1, SeqCst);
     house.world.faults.leave_prepared.store(true, SeqCst);
     let agent = house.agent().await;
-    assert!(matches!(end_of(&status(&agent, 1).await.state), EndReason::Crashed(_)));
+    assert!(matches!(
+        end_of(&status(&agent, 1).await.state),
+        EndReason::Crashed(_)
+    ));
     assert!(house.world.machines().is_empty());
     agent.stop().await;
     house.assert_empty();
@@ -136,7 +169,10 @@ async fn a_network_that_cannot_be_taken_over_ends_the_sandbox() {
 /// moment: what was handed out and not killed runs or is reported, and nothing else is left.
 #[test]
 fn killed_at_any_moment_nothing_is_lost_and_nothing_leaks() {
-    let house = House::new(World::slow(Duration::from_millis(1), Duration::from_millis(2)));
+    let house = House::new(World::slow(
+        Duration::from_millis(1),
+        Duration::from_millis(2),
+    ));
     house.world.faults.leave_prepared.store(true, SeqCst);
     let next = Arc::new(AtomicU64::new(1));
     // Sandboxes that were handed out and that nobody asked to end.
@@ -158,7 +194,10 @@ fn killed_at_any_moment_nothing_is_lost_and_nothing_leaks() {
             for number in unclear {
                 // Known or not, it is in a state that makes sense; those that run are ended.
                 if let Some(status) = agent.get(&id(number)).await.unwrap() {
-                    assert!(!matches!(status.state, SandboxState::Starting), "{status:?}");
+                    assert!(
+                        !matches!(status.state, SandboxState::Starting),
+                        "{status:?}"
+                    );
                     agent.kill(&id(number), EndReason::Killed).await.unwrap();
                 }
             }
