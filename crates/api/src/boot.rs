@@ -45,3 +45,38 @@ pub enum GuestEvent {
         message: String,
     },
 }
+
+/// The first datagram to a guest that waits in a container. With it travels, as a descriptor, a
+/// detached mount of `/sys` for its network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellSetup {
+    /// The control group hierarchies to show read-only under `/sys/fs/cgroup`.
+    pub cgroups: CgroupView,
+}
+
+/// How a container shows control groups inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum CgroupView {
+    /// Not at all.
+    Hidden,
+    /// The one hierarchy of version 2.
+    Unified,
+    /// Hierarchies of version 1, each by its mount options, such as `cpu,cpuacct`.
+    Legacy {
+        /// One entry a hierarchy.
+        hierarchies: Vec<String>,
+    },
+}
+
+/// The second datagram: the guest is now somebody's. With it travels the root file system, as a
+/// descriptor of a detached mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellClaim {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its name inside.
+    pub host_name: String,
+    /// Whether set-user-id programs such as sudo must not gain privileges.
+    pub no_new_privileges: bool,
+}
