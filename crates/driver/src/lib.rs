@@ -11,12 +11,21 @@
 //!
 //! Start reading at [`Driver`], then `container`.
 
+pub mod cgroup;
+pub mod container;
+mod guest_binary;
+pub mod kvm;
+pub mod layer;
+mod phases;
+pub mod probe;
 pub mod slot;
 
 use api::{Resources, boot::Identity};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+pub use guest_binary::GUEST;
+pub use phases::Phases;
 pub use slot::NetworkSlot;
 
 /// Which driver, as users write it.
@@ -69,6 +78,14 @@ pub enum DriverError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Adds what was being done to an error of the system.
+fn doing<E: Into<std::io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> DriverError {
+    move |source| DriverError::System {
+        doing: doing.into(),
+        source: source.into(),
+    }
 }
 
 /// All that a driver needs to turn a prepared sandbox into somebody's.
@@ -147,6 +164,11 @@ pub trait Prepared: Send + Sync {
 pub trait Machine: Send + Sync {
     /// What to remember of it.
     fn record(&self) -> MachineRecord;
+
+    /// Where the time of preparing and starting it went; nothing for an adopted one.
+    fn phases(&self) -> Phases {
+        Phases::default()
+    }
 
     /// Returns when its first process has ended, and tells how. May be called repeatedly.
     async fn wait(&self) -> Exit;

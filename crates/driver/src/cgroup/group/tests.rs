@@ -1,0 +1,86 @@
+//! Groups on this machine's hierarchies, whatever they are.
+
+use super::*;
+use std::process::Command;
+
+/// A group of an instance that nothing else has, removed at the end.
+struct Scratch(Hierarchies, String, Group);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let hierarchies = Hierarchies::find().unwrap();
+        let instance = format!("test-{name}-{}", std::process::id());
+        let group = Group::create(&hierarchies, &instance, 7).unwrap();
+        Self(hierarchies, instance, group)
+    }
+
+    fn join(&self, pid: u32) {
+        for directory in self.2.directories() {
+            fs::write(directory.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = self.2.kill_all();
+        let _ = self.2.remove();
+        Group::remove_instance(&self.0, &self.1);
+    }
+}
+
+#[test]
+fn limits_are_taken_and_usage_is_read() {
+    let scratch = Scratch::new("limits");
+    let group = &scratch.2;
+    group
+        .limit(&Limits {
+            memory: 64 << 20,
+            vcpus: 2,
+            processes: 10,
+        })
+        .unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    scratch.join(child.id());
+    assert_eq!(group.usage().unwrap().processes, 1);
+    assert_eq!(group.memory_kills(), 0);
+    assert_eq!(Group::slots(&scratch.0, &scratch.1), [7]);
+    // The zombie must be reaped before the kernel forgets it.
+    let killer = std::thread::spawn({
+        let group = group.clone();
+        move || group.kill_all()
+    });
+    child.wait().unwrap();
+    killer.join().unwrap().unwrap();
+    group.remove().unwrap();
+    assert!(!group.exists());
+}
+
+#[test]
+fn an_end_by_memory_is_counted() {
+    let scratch = Scratch::new("memory");
+    let group = &scratch.2;
+    group
+        .limit(&Limits {
+            memory: 8 << 20,
+            vcpus: 1,
+            processes: 10,
+        })
+        .unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", "read go; exec tail /dev/zero"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    scratch.join(child.id());
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    assert_eq!(group.memory_kills(), 1);
+}
+
+#[test]
+fn fields_of_flat_files() {
+    let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
+    assert_eq!(field(text, "oom_kill"), 3);
+    assert_eq!(field(text, "absent"), 0);
+}
