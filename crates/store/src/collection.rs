@@ -15,7 +15,11 @@ pub struct Collection<T> {
 
 impl<T> Clone for Collection<T> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), prefix: self.prefix.clone(), record: PhantomData }
+        Self {
+            store: self.store.clone(),
+            prefix: self.prefix.clone(),
+            record: PhantomData,
+        }
     }
 }
 
@@ -36,7 +40,11 @@ const PAGE: usize = 500;
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
     /// The records below `prefix` and a slash.
     pub fn new(store: Arc<dyn Store>, prefix: &str) -> Self {
-        Self { store, prefix: format!("{prefix}/"), record: PhantomData }
+        Self {
+            store,
+            prefix: format!("{prefix}/"),
+            record: PhantomData,
+        }
     }
 
     /// The key of a record.
@@ -51,7 +59,11 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
 
     /// One record.
     pub async fn get(&self, id: &str) -> Result<Option<Stored<T>>, StoreError> {
-        self.store.get(&self.key(id)).await?.map(|entry| self.read(&entry)).transpose()
+        self.store
+            .get(&self.key(id))
+            .await?
+            .map(|entry| self.read(&entry))
+            .transpose()
     }
 
     /// All records of one moment, in the order of their ids, and the moment.
@@ -116,7 +128,9 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
         mut change: impl FnMut(&mut T) -> Result<(), E> + Send,
     ) -> Result<Option<Stored<T>>, E> {
         loop {
-            let Some(mut stored) = self.get(id).await? else { return Ok(None) };
+            let Some(mut stored) = self.get(id).await? else {
+                return Ok(None);
+            };
             change(&mut stored.record)?;
             let transaction = Transaction {
                 conditions: vec![self.unchanged(&stored)],
@@ -132,21 +146,35 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Collection<T> {
 
     /// Reads a record out of an entry of this collection.
     pub fn read(&self, entry: &Entry) -> Result<Stored<T>, StoreError> {
-        let id = entry.key.strip_prefix(&self.prefix).unwrap_or(&entry.key).to_owned();
+        let id = entry
+            .key
+            .strip_prefix(&self.prefix)
+            .unwrap_or(&entry.key)
+            .to_owned();
         match serde_json::from_slice(&entry.value) {
-            Ok(record) => Ok(Stored { id, modified: entry.modified, record }),
-            Err(source) => Err(StoreError::Record { key: entry.key.clone(), source }),
+            Ok(record) => Ok(Stored {
+                id,
+                modified: entry.modified,
+                record,
+            }),
+            Err(source) => Err(StoreError::Record {
+                key: entry.key.clone(),
+                source,
+            }),
         }
     }
 
     /// The records of this collection that a batch of a wider watch changed: each id with its
     /// record, or with none if it is gone.
     pub fn changes(&self, batch: &Batch) -> Vec<Result<(String, Option<T>), StoreError>> {
-        let ours = batch.changes.iter().filter(|change| change.key().starts_with(&self.prefix));
+        let ours = batch
+            .changes
+            .iter()
+            .filter(|change| change.key().starts_with(&self.prefix));
         ours.map(|change| match change {
-            Change::Put(entry) => {
-                self.read(entry).map(|stored| (stored.id, Some(stored.record)))
-            }
+            Change::Put(entry) => self
+                .read(entry)
+                .map(|stored| (stored.id, Some(stored.record))),
             Change::Deleted { key } => Ok((key[self.prefix.len()..].to_owned(), None)),
         })
         .collect()

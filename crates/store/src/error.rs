@@ -62,12 +62,16 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         let cause = error.to_string();
         match error {
-            StoreError::Full => {
-                Problem::new(ErrorCode::OutOfDisk, cause, "free some room in the data directory")
-            }
-            StoreError::Closed => {
-                Problem::new(ErrorCode::Unavailable, cause, "Atoll is stopping; start it again")
-            }
+            StoreError::Full => Problem::new(
+                ErrorCode::OutOfDisk,
+                cause,
+                "free some room in the data directory",
+            ),
+            StoreError::Closed => Problem::new(
+                ErrorCode::Unavailable,
+                cause,
+                "Atoll is stopping; start it again",
+            ),
             StoreError::Unusable { .. } => Problem::new(
                 ErrorCode::Internal,
                 cause,

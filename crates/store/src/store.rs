@@ -74,7 +74,12 @@ pub struct Range {
 impl Range {
     /// The first `limit` keys below `prefix`, as they are now.
     pub fn new(prefix: impl Into<String>, limit: usize) -> Self {
-        Self { prefix: prefix.into(), after: None, limit, at: None }
+        Self {
+            prefix: prefix.into(),
+            after: None,
+            limit,
+            at: None,
+        }
     }
 }
 
@@ -141,7 +146,11 @@ pub enum Operation {
 impl Operation {
     /// Sets a key without a lease.
     pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
-        Self::Put { key: key.into(), value: value.into(), lease: None }
+        Self::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: None,
+        }
     }
 
     /// Removes a key.
@@ -169,7 +178,10 @@ pub struct Transaction {
 impl Transaction {
     /// Changes without a condition.
     pub fn always(then: impl Into<Vec<Operation>>) -> Self {
-        Self { conditions: Vec::new(), then: then.into() }
+        Self {
+            conditions: Vec::new(),
+            then: then.into(),
+        }
     }
 
     /// Refuses what no store takes: too long, too large, too many, a key twice.

@@ -50,7 +50,10 @@ pub struct EgressConfig {
 #[serde(default)]
 pub struct NetworkUpdate {
     /// Whether it may reach the internet at all; true if absent.
-    #[serde(rename = "allow_internet_access", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "allow_internet_access",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub allow_internet_access: Option<bool>,
     /// Finer rules.
     #[serde(flatten)]

@@ -100,7 +100,11 @@ pub struct TemplateBuild {
     #[serde(rename = "memoryMB")]
     pub memory_mb: u64,
     /// What the writable layers of its sandboxes may hold, in MiB.
-    #[serde(rename = "diskSizeMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "diskSizeMB",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub disk_size_mb: Option<u64>,
     /// The version of the guest protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -80,7 +80,11 @@ pub struct NewTemplate {
     #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
     /// What the writable layers of its sandboxes may hold, in MiB; 10240 if absent.
-    #[serde(rename = "diskSizeMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "diskSizeMB",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub disk_size_mb: Option<u64>,
     /// Run when a sandbox starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -33,7 +33,10 @@ pub struct SqliteOptions {
 
 impl Default for SqliteOptions {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock::default()), history: 10_000 }
+        Self {
+            clock: Arc::new(SystemClock::default()),
+            history: 10_000,
+        }
     }
 }
 
@@ -72,7 +75,11 @@ impl SqliteStore {
         spawn("store-writer", move || writer.run(write_jobs))?;
         spawn("store-reader", move || reader.run(read_jobs))?;
         tokio::spawn(expire_leases(clock, deadlines, writes.downgrade()));
-        Ok(Self { writes, reads, revision })
+        Ok(Self {
+            writes,
+            reads,
+            revision,
+        })
     }
 
     async fn write<T>(
@@ -80,14 +87,20 @@ impl SqliteStore {
         job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> WriteJob,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.writes.send(job(reply)).await.map_err(|_| StoreError::Closed)?;
+        self.writes
+            .send(job(reply))
+            .await
+            .map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
     let builder = std::thread::Builder::new().name(name.to_owned());
-    builder.spawn(run).map(drop).map_err(|error| StoreError::Backend(Arc::new(error)))
+    builder
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| StoreError::Backend(Arc::new(error)))
 }
 
 /// Tells the writer whenever a lease may have ended. Ends with the writer.
@@ -131,18 +144,26 @@ impl Store for SqliteStore {
 
     async fn range(&self, range: Range) -> Result<Page, StoreError> {
         if range.limit == 0 {
-            return Err(StoreError::Invalid("a range has a limit of at least 1".to_owned()));
+            return Err(StoreError::Invalid(
+                "a range has a limit of at least 1".to_owned(),
+            ));
         }
         read::ask(&self.reads, |reply| ReadJob::Range(range, reply)).await
     }
 
     async fn transact(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
         transaction.validate()?;
-        self.write(|reply| WriteJob::Transact(transaction, reply)).await
+        self.write(|reply| WriteJob::Transact(transaction, reply))
+            .await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
-        Ok(watch::watch(prefix.to_owned(), from, self.reads.clone(), self.revision.clone()))
+        Ok(watch::watch(
+            prefix.to_owned(),
+            from,
+            self.reads.clone(),
+            self.revision.clone(),
+        ))
     }
 
     async fn grant(&self, time_to_live: Duration) -> Result<LeaseId, StoreError> {
@@ -151,7 +172,8 @@ impl Store for SqliteStore {
                 "a lease lives for whole seconds, at least one".to_owned(),
             ));
         }
-        self.write(|reply| WriteJob::Grant(time_to_live, reply)).await
+        self.write(|reply| WriteJob::Grant(time_to_live, reply))
+            .await
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {

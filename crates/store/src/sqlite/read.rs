@@ -40,7 +40,9 @@ pub(super) async fn ask<T>(
     job: impl FnOnce(Reply<T>) -> ReadJob,
 ) -> Result<T, StoreError> {
     let (reply, answer) = oneshot::channel();
-    jobs.send(job(reply)).await.map_err(|_| StoreError::Closed)?;
+    jobs.send(job(reply))
+        .await
+        .map_err(|_| StoreError::Closed)?;
     answer.await.map_err(|_| StoreError::Closed)?
 }
 
@@ -51,7 +53,9 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { connection: open_for_reading(path)? })
+        Ok(Self {
+            connection: open_for_reading(path)?,
+        })
     }
 
     /// Answers until nobody can ask any more. Whoever asked may have gone: that is fine.
@@ -76,10 +80,16 @@ impl Reader {
         let (current, compacted) = revisions(&moment)?;
         let at = range.at.unwrap_or(current);
         if at > current {
-            return Err(StoreError::Future { requested: at, current });
+            return Err(StoreError::Future {
+                requested: at,
+                current,
+            });
         }
         if at < compacted {
-            return Err(StoreError::Compacted { requested: at, compacted });
+            return Err(StoreError::Compacted {
+                requested: at,
+                compacted,
+            });
         }
         let sql = if at == current {
             "SELECT key, value, created, modified, lease FROM entries
@@ -92,9 +102,14 @@ impl Reader {
         };
         let after = range.after.as_deref().unwrap_or("");
         let mut statement = moment.prepare_cached(sql).map_err(failed)?;
-        let mut rows =
-            statement.query((range.prefix.as_str(), after, at.0)).map_err(failed)?;
-        let mut page = Page { entries: Vec::new(), revision: at, more: false };
+        let mut rows = statement
+            .query((range.prefix.as_str(), after, at.0))
+            .map_err(failed)?;
+        let mut page = Page {
+            entries: Vec::new(),
+            revision: at,
+            more: false,
+        };
         while let Some(row) = rows.next().map_err(failed)? {
             let entry = entry(row).map_err(failed)?;
             if !entry.key.starts_with(&range.prefix) {
@@ -113,7 +128,10 @@ impl Reader {
         let moment = self.connection.unchecked_transaction().map_err(failed)?;
         let (current, compacted) = revisions(&moment)?;
         if from <= compacted {
-            return Err(StoreError::Compacted { requested: from, compacted });
+            return Err(StoreError::Compacted {
+                requested: from,
+                compacted,
+            });
         }
         let mut statement = moment
             .prepare_cached(
@@ -127,17 +145,28 @@ impl Reader {
         while let Some(row) = rows.next().map_err(failed)? {
             let revision = Revision(row.get(3).map_err(failed)?);
             if revision != last && (seen >= CHANGES_AT_ONCE || size >= BYTES_AT_ONCE) {
-                return Ok(Changes { batches, next: revision });
+                return Ok(Changes {
+                    batches,
+                    next: revision,
+                });
             }
             last = revision;
             seen += 1;
-            let key: &str = row.get_ref(0).and_then(|key| Ok(key.as_str()?)).map_err(failed)?;
+            let key: &str = row
+                .get_ref(0)
+                .and_then(|key| Ok(key.as_str()?))
+                .map_err(failed)?;
             if !key.starts_with(prefix) {
                 continue;
             }
-            let deleted = matches!(row.get_ref(1).map_err(failed)?, rusqlite::types::ValueRef::Null);
+            let deleted = matches!(
+                row.get_ref(1).map_err(failed)?,
+                rusqlite::types::ValueRef::Null
+            );
             let change = if deleted {
-                Change::Deleted { key: key.to_owned() }
+                Change::Deleted {
+                    key: key.to_owned(),
+                }
             } else {
                 let entry = entry(row).map_err(failed)?;
                 size += entry.value.len();
@@ -145,19 +174,23 @@ impl Reader {
             };
             match batches.last_mut() {
                 Some(batch) if batch.revision == revision => batch.changes.push(change),
-                _ => batches.push(Batch { revision, changes: vec![change] }),
+                _ => batches.push(Batch {
+                    revision,
+                    changes: vec![change],
+                }),
             }
         }
-        Ok(Changes { batches, next: current.next().max(from) })
+        Ok(Changes {
+            batches,
+            next: current.next().max(from),
+        })
     }
 }
 
 /// Reads one key.
 pub(super) fn get(connection: &Connection, key: &str) -> Result<Option<Entry>, StoreError> {
     connection
-        .prepare_cached(
-            "SELECT key, value, created, modified, lease FROM entries WHERE key = ?1",
-        )
+        .prepare_cached("SELECT key, value, created, modified, lease FROM entries WHERE key = ?1")
         .and_then(|mut statement| statement.query_row([key], |row| entry(row)).optional())
         .map_err(failed)
 }

@@ -55,7 +55,11 @@ pub(super) fn failed(error: rusqlite::Error) -> StoreError {
 pub(super) fn open_for_writing(path: &Path) -> Result<Connection, StoreError> {
     // SQLite gives its companion files the mode of the main one, so that must be right from the
     // start.
-    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let made = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     match made {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(StoreError::Unusable {
@@ -66,16 +70,21 @@ pub(super) fn open_for_writing(path: &Path) -> Result<Connection, StoreError> {
         _ => {}
     }
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let unusable = |reason: String| StoreError::Unusable { path: path.to_owned(), reason };
+    let unusable = |reason: String| StoreError::Unusable {
+        path: path.to_owned(),
+        reason,
+    };
     let damaged = |error: rusqlite::Error| match failed(error) {
         StoreError::Backend(error) => unusable(error.to_string()),
         other => other,
     };
 
-    let version: i64 =
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(damaged)?;
-    let application: i32 =
-        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(damaged)?;
+    let version: i64 = connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(damaged)?;
+    let application: i32 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(damaged)?;
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(damaged)?;
@@ -99,14 +108,20 @@ pub(super) fn open_for_writing(path: &Path) -> Result<Connection, StoreError> {
         }
     }
 
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(damaged)?;
+    connection
+        .pragma_update(None, "journal_mode", "WAL")
+        .map_err(damaged)?;
     // Full: what was acknowledged survives a power cut.
-    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    connection
+        .pragma_update(None, "synchronous", "FULL")
+        .map_err(failed)?;
     for (index, migration) in MIGRATIONS.iter().enumerate().skip(version) {
         let step = connection.transaction().map_err(failed)?;
         step.execute_batch(migration).map_err(failed)?;
-        step.pragma_update(None, "application_id", APPLICATION).map_err(failed)?;
-        step.pragma_update(None, "user_version", (index + 1) as i64).map_err(failed)?;
+        step.pragma_update(None, "application_id", APPLICATION)
+            .map_err(failed)?;
+        step.pragma_update(None, "user_version", (index + 1) as i64)
+            .map_err(failed)?;
         step.commit().map_err(failed)?;
     }
     Ok(connection)
@@ -115,7 +130,9 @@ pub(super) fn open_for_writing(path: &Path) -> Result<Connection, StoreError> {
 /// Opens the file for reading. The writer must have opened it before.
 pub(super) fn open_for_reading(path: &Path) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.pragma_update(None, "query_only", true).map_err(failed)?;
+    connection
+        .pragma_update(None, "query_only", true)
+        .map_err(failed)?;
     Ok(connection)
 }
 
@@ -125,7 +142,9 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
             path: path.to_owned(),
             reason: error.to_string(),
         })?;
-    connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
+    connection
+        .busy_timeout(Duration::from_secs(5))
+        .map_err(failed)?;
     Ok(connection)
 }
 

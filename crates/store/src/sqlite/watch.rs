@@ -23,14 +23,18 @@ impl State {
                 return Ok(batch);
             }
             let next = self.next;
-            if self.revision.wait_for(|revision| *revision >= next).await.is_err() {
+            if self
+                .revision
+                .wait_for(|revision| *revision >= next)
+                .await
+                .is_err()
+            {
                 return Err(StoreError::Closed);
             }
             let prefix = self.prefix.clone();
             // Weak: a watch that nobody reads must not keep the store's threads alive.
             let reads = self.reads.upgrade().ok_or(StoreError::Closed)?;
-            let changes =
-                ask(&reads, |reply| ReadJob::Changes(prefix, next, reply)).await?;
+            let changes = ask(&reads, |reply| ReadJob::Changes(prefix, next, reply)).await?;
             self.ready = changes.batches.into();
             self.next = changes.next;
         }

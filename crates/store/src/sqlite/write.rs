@@ -5,9 +5,7 @@ use super::{
     read::get,
     schema::{failed, open_for_writing, revisions},
 };
-use crate::{
-    Entry, LeaseId, Operation, Outcome, Revision, StoreError, Transaction, clock::Clock,
-};
+use crate::{Entry, LeaseId, Operation, Outcome, Revision, StoreError, Transaction, clock::Clock};
 use rusqlite::Connection;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -74,13 +72,20 @@ impl Writer {
         let now = options.clock.now();
         let mut leases = BTreeMap::new();
         {
-            let mut statement =
-                connection.prepare("SELECT id, seconds FROM leases").map_err(failed)?;
+            let mut statement = connection
+                .prepare("SELECT id, seconds FROM leases")
+                .map_err(failed)?;
             let mut rows = statement.query([]).map_err(failed)?;
             while let Some(row) = rows.next().map_err(failed)? {
                 let time_to_live = Duration::from_secs(row.get(1).map_err(failed)?);
                 let deadline = now.saturating_add(time_to_live);
-                leases.insert(LeaseId(row.get(0).map_err(failed)?), Lease { time_to_live, deadline });
+                leases.insert(
+                    LeaseId(row.get(0).map_err(failed)?),
+                    Lease {
+                        time_to_live,
+                        deadline,
+                    },
+                );
             }
         }
         let deadline = leases.values().map(|lease| lease.deadline).min();
@@ -88,7 +93,11 @@ impl Writer {
             connection,
             clock: options.clock,
             history: options.history,
-            state: State { revision, compacted, leases },
+            state: State {
+                revision,
+                compacted,
+                leases,
+            },
             revision: Sender::new(revision),
             deadline: Sender::new(deadline),
         })
@@ -118,8 +127,9 @@ impl Writer {
     }
 
     fn carry_out(&mut self, batch: Vec<WriteJob>) {
-        let concerns_leases =
-            batch.iter().any(|job| !matches!(job, WriteJob::Transact(..) | WriteJob::Compact(..)));
+        let concerns_leases = batch
+            .iter()
+            .any(|job| !matches!(job, WriteJob::Transact(..) | WriteJob::Compact(..)));
         let before = self.state.clone();
         let mut answers = Vec::with_capacity(batch.len());
         let result = self.commit(batch, &mut answers);
@@ -147,13 +157,23 @@ impl Writer {
         batch: Vec<WriteJob>,
         answers: &mut Vec<Answer>,
     ) -> Result<(), StoreError> {
-        let Self { connection, clock, history, state, .. } = self;
+        let Self {
+            connection,
+            clock,
+            history,
+            state,
+            ..
+        } = self;
         let step = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(failed);
         let mut result = Ok(());
         let mut work = match &step {
-            Ok(step) => Ok(Work { connection: step, state, now: clock.now() }),
+            Ok(step) => Ok(Work {
+                connection: step,
+                state,
+                now: clock.now(),
+            }),
             Err(error) => Err(repeat(error)),
         };
         for job in batch {
@@ -238,7 +258,10 @@ impl Work<'_> {
             }
             WriteJob::Compact(revision, reply) => {
                 let result = if revision > self.state.revision {
-                    Err(StoreError::Future { requested: revision, current: self.state.revision })
+                    Err(StoreError::Future {
+                        requested: revision,
+                        current: self.state.revision,
+                    })
                 } else if revision <= self.state.compacted {
                     Err(StoreError::Compacted {
                         requested: revision,
@@ -251,9 +274,14 @@ impl Work<'_> {
             }
             WriteJob::Expire => {
                 let now = self.now;
-                let due = self.state.leases.iter().filter(|(_, lease)| lease.deadline <= now);
+                let due = self
+                    .state
+                    .leases
+                    .iter()
+                    .filter(|(_, lease)| lease.deadline <= now);
                 let due: Vec<LeaseId> = due.map(|(id, _)| *id).collect();
-                due.into_iter().try_for_each(|lease| self.end([lease].into()))
+                due.into_iter()
+                    .try_for_each(|lease| self.end([lease].into()))
             }
         }
     }
@@ -265,12 +293,21 @@ impl Work<'_> {
         }
         let mut pairs = transaction.conditions.iter().zip(&current);
         if !pairs.all(|(condition, entry)| condition.holds(entry.as_ref())) {
-            return Ok(Outcome::Refused { revision: self.state.revision, current });
+            return Ok(Outcome::Refused {
+                revision: self.state.revision,
+                current,
+            });
         }
         // Before the first write: a refusal must leave nothing behind.
         for operation in &transaction.then {
-            if let Operation::Put { lease: Some(lease), .. } = operation
-                && self.state.leases.get(lease).is_none_or(|lease| lease.deadline <= self.now)
+            if let Operation::Put {
+                lease: Some(lease), ..
+            } = operation
+                && self
+                    .state
+                    .leases
+                    .get(lease)
+                    .is_none_or(|lease| lease.deadline <= self.now)
             {
                 return Err(StoreError::LeaseNotFound(*lease));
             }
@@ -289,7 +326,9 @@ impl Work<'_> {
         if changed {
             self.advance(next)?;
         }
-        Ok(Outcome::Committed { revision: self.state.revision })
+        Ok(Outcome::Committed {
+            revision: self.state.revision,
+        })
     }
 
     fn put(
@@ -306,8 +345,10 @@ impl Work<'_> {
                 .prepare_cached(sql)?
                 .execute((key, value, created.0, revision.0, lease))
         };
-        run("INSERT OR REPLACE INTO entries (key, value, created, modified, lease)
-             VALUES (?1, ?2, ?3, ?4, ?5)")
+        run(
+            "INSERT OR REPLACE INTO entries (key, value, created, modified, lease)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )
         .and_then(|_| {
             run("INSERT INTO changes (key, value, created, revision, lease)
                  VALUES (?1, ?2, ?3, ?4, ?5)")
@@ -354,7 +395,13 @@ impl Work<'_> {
             })
             .map(|id| {
                 let deadline = self.now.saturating_add(time_to_live);
-                self.state.leases.insert(LeaseId(id), Lease { time_to_live, deadline });
+                self.state.leases.insert(
+                    LeaseId(id),
+                    Lease {
+                        time_to_live,
+                        deadline,
+                    },
+                );
                 LeaseId(id)
             })
             .map_err(failed)

@@ -1,0 +1,184 @@
+//! The control plane as its owner sees it: started, asked for its router, stopped.
+
+use crate::{
+    catalogue::{Catalogue, Collections},
+    idempotency::Idempotency,
+    keys,
+    nodes::Nodes,
+    plane::{Plane, Starts},
+    routes,
+    schedule::Policy,
+    templates::{Builder, Progress, reconcile::Reconciler},
+    usage::Usage,
+};
+use api::{Bytes, ClusterId, Problem, Resources, Secret, node::Node};
+use futures::Stream;
+use jiff::Timestamp;
+use std::{sync::Arc, time::Duration};
+use store::Store;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How often nodes are asked how they are.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// What a control plane stands on.
+pub struct ControlOptions {
+    /// Where intent is kept.
+    pub store: Arc<dyn Store>,
+    /// The machines that run sandboxes.
+    pub nodes: Vec<Arc<dyn Node>>,
+    /// The cluster that they form.
+    pub cluster: ClusterId,
+    /// The domain that clients are told for ports of sandboxes; their own choice if absent.
+    pub domain: Option<String>,
+    /// A key that must exist with the role of an administrator: `e2b_` and 40 hexadecimal digits.
+    pub first_key: Option<Secret>,
+    /// What tenants may have.
+    pub limits: Limits,
+    /// How nodes are chosen.
+    pub policy: Policy,
+    /// Whether to build the template `base`, which E2B's clients start from by default.
+    pub base: bool,
+}
+
+impl ControlOptions {
+    /// Options with the defaults for everything that has one.
+    pub fn new(store: Arc<dyn Store>, nodes: Vec<Arc<dyn Node>>, cluster: ClusterId) -> Self {
+        Self {
+            store,
+            nodes,
+            cluster,
+            domain: None,
+            first_key: None,
+            limits: Limits::default(),
+            policy: Policy::default(),
+            base: true,
+        }
+    }
+}
+
+/// What tenants may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest life of a sandbox, counted from its last extension.
+    pub timeout: Duration,
+    /// How many sandboxes a tenant may have at once.
+    pub sandboxes: usize,
+    /// How many builds a tenant may have under way at once.
+    pub builds: usize,
+    /// The most that one sandbox may use.
+    pub resources: Resources,
+    /// The largest request body, in bytes.
+    pub body: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(24 * 3600),
+            sandboxes: 1000,
+            builds: 4,
+            resources: Resources {
+                vcpus: 64,
+                memory: Bytes::gibibytes(256),
+                disk: Bytes::gibibytes(1024),
+            },
+            body: 1 << 20,
+        }
+    }
+}
+
+/// A control plane at work.
+pub struct Control {
+    plane: Arc<Plane>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Control {
+    /// Reads intent, meets the nodes, and begins to serve and to reconcile. What `base` needs is
+    /// built in the background.
+    pub async fn start(options: ControlOptions) -> Result<Self, Problem> {
+        let collections = Collections::new(options.store);
+        let instance = keys::found(&collections, options.first_key.as_ref()).await?;
+        let catalogue = Arc::new(Catalogue::load(collections.clone()).await?);
+        let nodes = Arc::new(Nodes::meet(options.cluster, options.policy, options.nodes).await?);
+        let stop = CancellationToken::new();
+        let builder = Arc::new(Builder::new(
+            collections.clone(),
+            catalogue.clone(),
+            nodes.clone(),
+            stop.clone(),
+        ));
+        let plane = Arc::new(Plane {
+            collections: collections.clone(),
+            catalogue: catalogue.clone(),
+            instance,
+            nodes: nodes.clone(),
+            usage: Usage::default(),
+            idempotency: Idempotency::default(),
+            builder: builder.clone(),
+            limits: options.limits,
+            domain: options.domain,
+            starts: Starts::default(),
+            creations: TaskTracker::new(),
+        });
+        plane.usage.renew(&nodes).await?;
+
+        let tasks = TaskTracker::new();
+        let (follower, stopped) = (catalogue.clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = follower.follow() => {}
+            }
+        });
+        let (heart, stopped) = (nodes.clone(), stop.clone());
+        tasks.spawn(async move {
+            let mut beat = tokio::time::interval(HEARTBEAT);
+            beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = stopped.cancelled() => return,
+                    _ = beat.tick() => heart.refresh().await,
+                }
+            }
+        });
+        let reconciler = Reconciler {
+            collections,
+            catalogue,
+            nodes,
+            builder,
+            base: options.base,
+            started: Timestamp::now(),
+        };
+        tasks.spawn(reconciler.run(stop.clone()));
+        tasks.close();
+        Ok(Self { plane, tasks, stop })
+    }
+
+    /// The public API. Every request that is not for a sandbox's port belongs to it.
+    pub fn router(&self) -> axum::Router {
+        routes::router(self.plane.clone())
+    }
+
+    /// What all builds tell, from now on. Whoever reads too slowly misses some of it.
+    pub fn progress(&self) -> impl Stream<Item = Progress> + Send + use<> {
+        self.plane.builder.progress()
+    }
+
+    /// Stops reconciling, interrupts builds, and waits for creations under way. Sandboxes go on.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.plane.creations.close();
+        self.plane.builder.finish().await;
+        self.plane.creations.wait().await;
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

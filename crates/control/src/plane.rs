@@ -1,0 +1,64 @@
+//! What every handler and every task shares.
+
+use crate::{
+    Limits,
+    catalogue::{Catalogue, Collections},
+    idempotency::Idempotency,
+    nodes::Nodes,
+    records::Instance,
+    templates::Builder,
+    usage::Usage,
+};
+use api::TemplateId;
+use jiff::Timestamp;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio_util::task::TaskTracker;
+
+/// The control plane's state.
+pub(crate) struct Plane {
+    pub(crate) collections: Collections,
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) instance: Instance,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) usage: Usage,
+    pub(crate) idempotency: Idempotency,
+    pub(crate) builder: Arc<Builder>,
+    pub(crate) limits: Limits,
+    pub(crate) domain: Option<String>,
+    pub(crate) starts: Starts,
+    /// Creations under way: a stop waits for them.
+    pub(crate) creations: TaskTracker,
+}
+
+/// How often sandboxes were started from a template, and when last. In memory: counting them in
+/// the store would put a write on the path of creating a sandbox.
+#[derive(Default)]
+pub(crate) struct Starts(Mutex<HashMap<TemplateId, (u64, Timestamp)>>);
+
+impl Starts {
+    /// Counts one more.
+    pub(crate) fn count(&self, template: &TemplateId, now: Timestamp) {
+        let mut starts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = starts.entry(template.clone()).or_insert((0, now));
+        *start = (start.0 + 1, now);
+    }
+
+    /// How many, and when last.
+    pub(crate) fn of(&self, template: &TemplateId) -> (u64, Option<Timestamp>) {
+        let starts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        starts
+            .get(template)
+            .map_or((0, None), |(count, last)| (*count, Some(*last)))
+    }
+
+    /// A template is gone.
+    pub(crate) fn forget(&self, template: &TemplateId) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(template);
+    }
+}

@@ -1,0 +1,390 @@
+//! Builds: each is a task that asks the nodes for a root file system and writes down what came
+//! out. It goes on when whoever asked for it goes away.
+
+use super::feed::{Feed, Progress, stream};
+use crate::{
+    catalogue::{Catalogue, Collections},
+    error::ApiError,
+    nodes::Nodes,
+    records::{Build, Garbage, Product, Recipe, Tag, Template},
+};
+use api::{
+    BuildId, Bytes, ErrorCode, Problem, TemplateId, TenantId,
+    node::{BuildEvent, BuiltImage},
+    rest::template::BuildStatus,
+    template::TemplateSource,
+};
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use store::Transaction;
+use tokio::sync::broadcast;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A build that tells nothing for so long has failed.
+const SILENCE: Duration = Duration::from_secs(1800);
+
+/// How many builds that failed a template remembers.
+const FAILURES: usize = 5;
+
+struct Running {
+    tenant: TenantId,
+    feed: Arc<Feed>,
+}
+
+/// All builds under way.
+pub(crate) struct Builder {
+    collections: Collections,
+    catalogue: Arc<Catalogue>,
+    nodes: Arc<Nodes>,
+    running: Mutex<HashMap<BuildId, Running>>,
+    /// Held for reading by builds, for writing while root file systems are removed: one that has
+    /// just been built, and that no record names yet, must not be taken for garbage.
+    pub(super) images: Arc<tokio::sync::RwLock<()>>,
+    everyone: broadcast::Sender<Progress>,
+    /// Wakes the reconciler.
+    pub(super) wake: tokio::sync::Notify,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Builder {
+    pub(crate) fn new(
+        collections: Collections,
+        catalogue: Arc<Catalogue>,
+        nodes: Arc<Nodes>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            collections,
+            catalogue,
+            nodes,
+            running: Mutex::default(),
+            images: Arc::default(),
+            everyone: broadcast::Sender::new(1024),
+            wake: tokio::sync::Notify::new(),
+            tasks: TaskTracker::new(),
+            stop,
+        }
+    }
+
+    /// The events of all builds from now on.
+    pub(crate) fn progress(&self) -> impl Stream<Item = Progress> + Send + use<> {
+        stream(self.everyone.subscribe())
+    }
+
+    /// Returns when no build is under way. None may be started any more.
+    pub(crate) async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<BuildId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A build under way.
+    pub(crate) fn feed(&self, build: &BuildId) -> Option<Arc<Feed>> {
+        self.lock().get(build).map(|running| running.feed.clone())
+    }
+
+    /// How many builds of a tenant are under way.
+    pub(crate) fn count(&self, tenant: &TenantId) -> usize {
+        self.lock()
+            .values()
+            .filter(|running| running.tenant == *tenant)
+            .count()
+    }
+
+    /// The build that a tag of a template names, ready for a sandbox.
+    pub(crate) fn usable(
+        &self,
+        template: &Template,
+        tag: &str,
+    ) -> Result<(Build, Product), ApiError> {
+        if let Some(build) = template.tagged(tag)
+            && let Some(product) = &build.product
+        {
+            return Ok((build.clone(), product.clone()));
+        }
+        let name = &template.name;
+        let awaited = template.builds.iter().find(|build| build.tag == tag);
+        let Some(build) = awaited else {
+            return Err(Problem::new(
+                ErrorCode::NotFound,
+                format!("Template \"{name}\" has no tag \"{tag}\""),
+                "list its tags with `atoll template ls`",
+            )
+            .into());
+        };
+        if build.status == BuildStatus::Error {
+            let reason = build.reason.as_deref().unwrap_or("the reason is not known");
+            return Err(Problem::new(
+                ErrorCode::Conflict,
+                format!("Template \"{name}\" could not be built: {reason}"),
+                "remove the cause and build it again",
+            )
+            .into());
+        }
+        let doing = self.feed(&build.id).and_then(|feed| feed.describe());
+        let doing = doing.map_or_else(String::new, |doing| format!(" ({doing})"));
+        Err(ApiError::from(Problem::new(
+            ErrorCode::Unavailable,
+            format!("Template \"{name}\" is still being built{doing}"),
+            "try again when it is ready; `atoll template ls` shows how far it is",
+        ))
+        .retry_after(2))
+    }
+
+    /// Begins a build whose record is in the store. Nothing happens if it is under way.
+    pub(crate) fn start(self: &Arc<Self>, template: &Template, build: &Build) -> Arc<Feed> {
+        let mut running = self.lock();
+        if let Some(running) = running.get(&build.id) {
+            return running.feed.clone();
+        }
+        let feed = Arc::new(Feed::new(
+            template.id.clone(),
+            template.name.clone(),
+            build.id.clone(),
+            self.everyone.clone(),
+        ));
+        let entry = Running {
+            tenant: template.tenant.clone(),
+            feed: feed.clone(),
+        };
+        running.insert(build.id.clone(), entry);
+        drop(running);
+        let (builder, told) = (self.clone(), feed.clone());
+        let (template, build) = (template.id.clone(), build.clone());
+        self.tasks.spawn(async move {
+            let guard = builder.images.clone().read_owned().await;
+            let result = builder.run(&template, &build, &told).await;
+            drop(guard);
+            builder.lock().remove(&build.id);
+            told.end(result);
+        });
+        feed
+    }
+
+    async fn run(&self, template: &TemplateId, build: &Build, feed: &Feed) -> Result<(), Problem> {
+        let result = tokio::select! {
+            biased;
+            // What was asked for stays in the store: the next start goes on with it.
+            () = self.stop.cancelled() => return Err(interrupted()),
+            result = self.build(build, feed) => result,
+        };
+        match result {
+            Ok((product, image)) => {
+                self.record(template, &build.id, Ok(product)).await?;
+                feed.tell(BuildEvent::Ready(image));
+                Ok(())
+            }
+            Err(problem) => {
+                tracing::warn!(%template, build = %build.id, %problem, "a build failed");
+                self.record(template, &build.id, Err(problem.cause.clone()))
+                    .await?;
+                feed.tell(BuildEvent::Failed {
+                    cause: problem.cause.clone(),
+                    remedy: problem.remedy.clone(),
+                });
+                Err(problem)
+            }
+        }
+    }
+
+    /// Builds on every node that does not hold the root file system yet, one after the other.
+    async fn build(&self, build: &Build, feed: &Feed) -> Result<(Product, BuiltImage), Problem> {
+        let mut images = build
+            .product
+            .as_ref()
+            .map(|product| product.images.clone())
+            .unwrap_or_default();
+        let mut last = None;
+        for (id, node) in self.nodes.all() {
+            let mut events = node.build(build.recipe.source.clone()).await?;
+            let image = loop {
+                let event = tokio::time::timeout(SILENCE, events.next()).await;
+                match event {
+                    Ok(Some(BuildEvent::Ready(image))) => break image,
+                    Ok(Some(BuildEvent::Failed { cause, remedy })) => {
+                        return Err(Problem::new(ErrorCode::InvalidArgument, cause, remedy));
+                    }
+                    Ok(Some(event)) => feed.tell(event),
+                    Ok(None) => {
+                        return Err(Problem::new(
+                            ErrorCode::Unavailable,
+                            "the node ended the build without a result",
+                            "look at the node's log, and build again",
+                        ));
+                    }
+                    Err(_) => {
+                        return Err(Problem::new(
+                            ErrorCode::DeadlineExceeded,
+                            "the build told nothing for half an hour",
+                            "look at the node's log, and build again",
+                        ));
+                    }
+                }
+            };
+            images.insert(id, image.digest.clone());
+            last = Some(image);
+        }
+        let Some(image) = last else {
+            return Err(Problem::new(
+                ErrorCode::Unavailable,
+                "there is no node to build on",
+                "add a node",
+            ));
+        };
+        Ok((merge(&build.recipe, &image, images), image))
+    }
+
+    /// Writes down what came of a build, and what it made superfluous.
+    async fn record(
+        &self,
+        template: &TemplateId,
+        build: &BuildId,
+        result: Result<Product, String>,
+    ) -> Result<(), Problem> {
+        let templates = &self.collections.templates;
+        loop {
+            let Some(mut stored) = templates.get(template.as_str()).await? else {
+                // Deleted meanwhile: what was built is garbage.
+                if let Ok(product) = &result {
+                    let garbage = product.garbage();
+                    self.collections
+                        .garbage
+                        .insert(&Garbage::random_id(), &garbage)
+                        .await?;
+                }
+                return Err(Problem::new(
+                    ErrorCode::NotFound,
+                    "the template was deleted during the build",
+                    "",
+                ));
+            };
+            settle(&mut stored.record, build, &result, Timestamp::now());
+            let then = vec![templates.put(template.as_str(), &stored.record)?];
+            let conditions = vec![templates.unchanged(&stored)];
+            let transaction = Transaction { conditions, then };
+            let outcome = self.collections.store.transact(transaction).await?;
+            if outcome.committed() {
+                self.wake.notify_one();
+                return self.catalogue.reached(outcome.revision()).await;
+            }
+        }
+    }
+
+    /// Says of a build that is not under way, though its record says so, that it was interrupted.
+    pub(super) async fn give_up(
+        &self,
+        template: &TemplateId,
+        build: &BuildId,
+    ) -> Result<(), Problem> {
+        self.record(template, build, Err(interrupted().cause)).await
+    }
+
+    /// Whether a build is under way here.
+    pub(super) fn is_running(&self, build: &BuildId) -> bool {
+        self.lock().contains_key(build)
+    }
+}
+
+fn interrupted() -> Problem {
+    Problem::new(
+        ErrorCode::Unavailable,
+        "the build was interrupted by a stop of Atoll",
+        "build it again",
+    )
+}
+
+/// What a sandbox gets: the image's own configuration, and the recipe's over it.
+fn merge(
+    recipe: &Recipe,
+    image: &BuiltImage,
+    images: BTreeMap<api::NodeId, api::ImageDigest>,
+) -> Product {
+    let mut environment = image.environment.clone();
+    environment.extend(recipe.environment.clone());
+    let default_user = match recipe.source {
+        TemplateSource::Base => "user",
+        _ => "root",
+    };
+    let first = |choices: [&Option<String>; 2]| {
+        choices
+            .into_iter()
+            .flatten()
+            .find(|choice| !choice.is_empty())
+            .cloned()
+    };
+    Product {
+        images,
+        size: Bytes(image.size.0),
+        environment,
+        user: first([&recipe.user, &image.user]).unwrap_or_else(|| default_user.to_owned()),
+        working_directory: first([&recipe.working_directory, &image.working_directory])
+            .unwrap_or_default(),
+    }
+}
+
+/// Changes a template's record for the end of a build.
+fn settle(template: &mut Template, id: &BuildId, result: &Result<Product, String>, now: Timestamp) {
+    let Some(build) = template.builds.iter_mut().find(|build| build.id == *id) else {
+        return;
+    };
+    (build.updated_at, build.finished_at) = (now, Some(now));
+    match result {
+        Ok(product) => {
+            build.status = BuildStatus::Ready;
+            build.reason = None;
+            build.product = Some(product.clone());
+            let tag = build.tag.clone();
+            template.tags.insert(
+                tag,
+                Tag {
+                    build: id.clone(),
+                    assigned_at: now,
+                },
+            );
+        }
+        Err(reason) => {
+            build.status = BuildStatus::Error;
+            build.reason = Some(reason.clone());
+        }
+    }
+    template.updated_at = now;
+}
+
+/// Takes out of a template what nobody can reach: ready builds without a tag, and all but the
+/// last failures. Returns the root file systems of what was taken out; none if nothing was.
+pub(super) fn prune(template: &mut Template) -> Option<Garbage> {
+    let tagged: Vec<BuildId> = template
+        .tags
+        .values()
+        .map(|tag| tag.build.clone())
+        .collect();
+    let newest = template.newest().map(|build| build.id.clone());
+    let before = template.builds.len();
+    let mut failures = 0;
+    let mut garbage = Garbage::default();
+    template.builds.retain(|build| {
+        let keep = match build.status {
+            BuildStatus::Waiting | BuildStatus::Building => true,
+            BuildStatus::Error => {
+                failures += 1;
+                failures <= FAILURES
+            }
+            BuildStatus::Ready => false,
+        };
+        let keep = keep || tagged.contains(&build.id) || newest.as_ref() == Some(&build.id);
+        if !keep && let Some(product) = &build.product {
+            garbage.images.extend(product.garbage().images);
+        }
+        keep
+    });
+    (template.builds.len() != before).then_some(garbage)
+}
