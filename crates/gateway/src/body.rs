@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Release},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 /// The body of an answer to a client.
@@ -99,30 +99,9 @@ impl HttpBody for Body {
                 Poll::Ready(Some(Err(error))) => Err(error),
                 other => return other,
             },
-            Kind::Relay(incoming, lease) => match Pin::new(&mut *incoming).poll_frame(context) {
+            Kind::Relay(incoming, lease) => match poll_relay(incoming, lease, context) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(frame))) => {
-                    if HttpBody::is_end_stream(incoming)
-                        && let Some(lease) = lease.take()
-                    {
-                        lease.give_back();
-                    }
-                    Ok(Some(frame))
-                }
-                Poll::Ready(None) => match lease.take() {
-                    // The connection's task was ended, which looks like the body's end.
-                    Some(lease) if lease.has_ended() => Err("the sandbox ended".into()),
-                    lease => {
-                        if let Some(lease) = lease {
-                            lease.give_back();
-                        }
-                        Ok(None)
-                    }
-                },
-                Poll::Ready(Some(Err(error))) => {
-                    lease.take();
-                    Err(error.into())
-                }
+                Poll::Ready(outcome) => outcome,
             },
         };
         match outcome {
@@ -150,6 +129,49 @@ impl HttpBody for Body {
             }
             Kind::Relay(incoming, _) => HttpBody::size_hint(incoming),
             Kind::Api(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The next frame of what a server sends.
+///
+/// Only driving the connection changes what `incoming` has to give, so it needs no waker.
+fn poll_relay(
+    incoming: &mut Incoming,
+    lease: &mut Option<Lease>,
+    context: &mut Context<'_>,
+) -> Poll<Result<Option<Frame<Bytes>>, BoxError>> {
+    let mut unwoken = Context::from_waker(Waker::noop());
+    let mut polled = Pin::new(&mut *incoming).poll_frame(&mut unwoken);
+    if polled.is_pending() {
+        if lease.as_mut().is_some_and(|lease| lease.drive(context)) {
+            *lease = None;
+            return Poll::Ready(Err("the sandbox ended".into()));
+        }
+        polled = Pin::new(&mut *incoming).poll_frame(&mut unwoken);
+    }
+    match polled {
+        Poll::Pending => Poll::Pending,
+        Poll::Ready(Some(Err(error))) => {
+            *lease = None;
+            Poll::Ready(Err(error.into()))
+        }
+        Poll::Ready(Some(Ok(frame))) => {
+            if HttpBody::is_end_stream(incoming)
+                && let Some(lease) = lease.take()
+            {
+                lease.give_back();
+            }
+            Poll::Ready(Ok(Some(frame)))
+        }
+        Poll::Ready(None) => {
+            if let Some(lease) = lease.take() {
+                if lease.has_ended() {
+                    return Poll::Ready(Err("the sandbox ended".into()));
+                }
+                lease.give_back();
+            }
+            Poll::Ready(Ok(None))
         }
     }
 }

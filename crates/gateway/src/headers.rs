@@ -3,7 +3,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, COOKIE, HOST, TE, UPGRADE},
 };
 use percent_encoding::percent_decode_str;
 
@@ -14,15 +14,8 @@ pub const SANDBOX_ID: HeaderName = HeaderName::from_static("e2b-sandbox-id");
 /// Names the port.
 pub const SANDBOX_PORT: HeaderName = HeaderName::from_static("e2b-sandbox-port");
 
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const CONTROL_TOKEN: HeaderName = HeaderName::from_static("x-atoll-control");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
-const PROXY_AUTHENTICATE: HeaderName = HeaderName::from_static("proxy-authenticate");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Paths of the guest that only the node may ask for.
 const CONTROL_ROUTES: [&str; 8] = [
@@ -51,29 +44,47 @@ pub fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Removes the fields that concern one connection only (RFC 9110, section 7.6.1).
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|word| word.trim().parse().ok())
-            .filter(|name| name != TE)
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
+    remove(headers, |name| is_hop_by_hop(name));
+}
+
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
+
+/// Removes the fields that `unwanted` names and those that `Connection` names.
+///
+/// Most heads have none of them: looking at each name once costs less than a look-up for each
+/// that could be there.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    if !headers.keys().any(|name| unwanted(name.as_str())) {
+        return;
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHORIZATION,
-        PROXY_AUTHENTICATE,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        HTTP2_SETTINGS,
-    ] {
+    let mut names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| unwanted(name.as_str()))
+        .cloned()
+        .collect();
+    let listed = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let listed = listed.flat_map(|value| value.split(','));
+    names.extend(
+        listed
+            .filter_map(|word| word.trim().parse().ok())
+            .filter(|name| name != TE),
+    );
+    for name in names {
         headers.remove(name);
     }
 }
@@ -97,14 +108,15 @@ pub fn prepare_request(headers: &mut HeaderMap, arrival: Arrival<'_>) {
         .get(TE)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.split(',').any(|word| word.trim() == "trailers"));
-    remove_hop_by_hop(headers);
-    for name in [TRAFFIC_TOKEN, API_KEY, CONTROL_TOKEN, EXPECT] {
-        headers.remove(name);
-    }
+    remove(headers, |name| {
+        is_hop_by_hop(name)
+            || matches!(
+                name,
+                "te" | "expect" | "x-api-key" | "x-atoll-control" | "e2b-traffic-access-token"
+            )
+    });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
-    } else {
-        headers.remove(TE);
     }
     if let Some(protocol) = arrival.upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -10,6 +10,7 @@ use crate::{
     host::Target,
     metrics::count,
     refusal::Refusal,
+    sandbox::InFlight,
     tunnel,
     upstream::{ConnectError, Lease},
 };
@@ -206,7 +207,7 @@ fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
 async fn send(
     door: &Arc<Door>,
     outgoing: Outgoing,
-    mut in_flight: crate::sandbox::InFlight,
+    mut in_flight: InFlight,
     target: &Target,
 ) -> Result<(Response<Incoming>, Lease), Refusal> {
     let Outgoing {
@@ -230,13 +231,11 @@ async fn send(
         };
         lease.body_sent = body_sent.clone();
         // A server may close an idle connection just when it is used again.
-        let spare = (repeatable && lease.reused).then(|| copy(&request));
-        let mut failed = match lease.sender.try_send_request(request).await {
+        let spare = (repeatable && lease.doubtful).then(|| copy(&request));
+        let unsent = match lease.send(request).await {
             Ok(response) => return Ok((response, lease)),
-            Err(failed) => failed,
+            Err(unsent) => unsent.or(spare),
         };
-        let unsent = failed.take_message().or(spare);
-        tracing::debug!(error = %failed.error(), attempt, port, "a sandbox gave no answer");
         in_flight = lease.close();
         if in_flight.0.has_ended() {
             return Err(Refusal::NotFound { sandbox: sandbox() });

@@ -1,17 +1,18 @@
 //! The sandboxes that have traffic: their connections, and what happens to those at the end.
 
-use crate::{options::Limits, upstream::Sender};
+use crate::{options::Limits, upstream::Upstream};
 use api::{SandboxId, route::Locate};
+use futures::task::AtomicWaker;
 use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*},
     },
-    time::Instant,
+    task::Context,
+    time::{Duration, Instant},
 };
-use tokio::task::AbortHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// One stay of a sandbox at one address, from its first request until it ends or is paused.
@@ -20,6 +21,8 @@ pub(crate) struct Stay {
     pub(crate) address: IpAddr,
     /// Cancelled when it ends.
     pub(crate) ended: CancellationToken,
+    /// The same, quicker to ask.
+    over: AtomicBool,
     in_flight: AtomicUsize,
     upstreams: Mutex<Upstreams>,
     next: AtomicU64,
@@ -29,25 +32,49 @@ pub(crate) struct Stay {
 struct Upstreams {
     /// Waiting for the next request; the most recently used last.
     idle: Vec<Idle>,
-    /// All that are open, so that the end can break them.
-    open: HashMap<u64, AbortHandle>,
+    /// All that are open, so that the end reaches whoever holds them.
+    open: HashMap<u64, Arc<End>>,
     closed: bool,
 }
 
 /// A connection to a sandbox that waits for the next request.
-pub(crate) struct Idle {
-    pub(crate) port: u16,
-    pub(crate) sender: Sender,
-    pub(crate) task: TaskGuard,
-    pub(crate) since: Instant,
+struct Idle {
+    port: u16,
+    upstream: Upstream,
+    since: Instant,
 }
 
-/// Ends a connection's task when dropped.
-pub(crate) struct TaskGuard(AbortHandle);
+/// Tells whoever holds a connection that the sandbox has ended.
+pub(crate) struct EndSignal {
+    stay: Weak<Stay>,
+    number: u64,
+    end: Arc<End>,
+}
 
-impl Drop for TaskGuard {
+#[derive(Default)]
+struct End {
+    over: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl EndSignal {
+    /// Whether the sandbox has ended; if not, the task is woken when it does.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> bool {
+        self.end.waker.register(context.waker());
+        self.is_over()
+    }
+
+    /// Whether the sandbox has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.end.over.load(Acquire)
+    }
+}
+
+impl Drop for EndSignal {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(stay) = self.stay.upgrade() {
+            stay.lock().open.remove(&self.number);
+        }
     }
 }
 
@@ -68,75 +95,64 @@ impl Stay {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        self.ended.is_cancelled()
+        self.over.load(Acquire)
     }
 
-    /// Takes the idle connection to a port that was used last.
-    pub(crate) fn take_idle(&self, port: u16) -> Option<Idle> {
+    /// Takes the idle connection to a port that was used last, if it is not too old, and how
+    /// long it has waited.
+    pub(crate) fn take_idle(&self, port: u16, oldest: Duration) -> Option<(Upstream, Duration)> {
         let mut upstreams = self.lock();
         let index = upstreams.idle.iter().rposition(|idle| idle.port == port)?;
-        Some(upstreams.idle.remove(index))
+        let idle = upstreams.idle.remove(index);
+        drop(upstreams);
+        let age = idle.since.elapsed();
+        (age < oldest).then_some((idle.upstream, age))
     }
 
-    /// Keeps a connection for the next request, or drops it if there are enough.
-    pub(crate) fn keep_idle(&self, idle: Idle, most: usize) {
+    /// Keeps a connection for the next request, in place of the oldest if there are enough.
+    pub(crate) fn keep_idle(&self, port: u16, upstream: Upstream, most: usize) {
         let mut upstreams = self.lock();
         if upstreams.closed || most == 0 {
             return;
         }
         let oldest = (upstreams.idle.len() >= most).then(|| upstreams.idle.remove(0));
-        upstreams.idle.push(idle);
+        upstreams.idle.push(Idle {
+            port,
+            upstream,
+            since: Instant::now(),
+        });
         drop(upstreams);
         drop(oldest);
     }
 
-    /// Starts the task that drives a connection, and ties it to the sandbox's life.
-    pub(crate) fn drive(
-        self: &Arc<Self>,
-        tasks: &TaskTracker,
-        connection: impl Future<Output = ()> + Send + 'static,
-    ) -> TaskGuard {
+    /// A signal that is given when the sandbox ends, for a new connection.
+    pub(crate) fn end_signal(self: &Arc<Self>) -> EndSignal {
         let number = self.next.fetch_add(1, Relaxed);
-        let forget = Forget {
-            stay: self.clone(),
-            number,
-        };
-        let task = tasks.spawn(async move {
-            let _forget = forget;
-            connection.await;
-        });
-        let handle = task.abort_handle();
+        let end = Arc::new(End::default());
         let mut upstreams = self.lock();
-        if upstreams.closed {
-            handle.abort();
-        } else if !handle.is_finished() {
-            upstreams.open.insert(number, handle.clone());
+        end.over.store(upstreams.closed, Release);
+        upstreams.open.insert(number, end.clone());
+        EndSignal {
+            stay: Arc::downgrade(self),
+            number,
+            end,
         }
-        TaskGuard(handle)
     }
 
     /// Breaks everything that is open.
     fn end(&self) {
+        self.over.store(true, Release);
         self.ended.cancel();
         let mut upstreams = self.lock();
         upstreams.closed = true;
         let idle = std::mem::take(&mut upstreams.idle);
         let open = std::mem::take(&mut upstreams.open);
         drop(upstreams);
-        open.values().for_each(AbortHandle::abort);
+        for end in open.values() {
+            end.over.store(true, Release);
+            end.waker.wake();
+        }
         drop(idle);
-    }
-}
-
-/// Takes a connection off the list when its task is over.
-struct Forget {
-    stay: Arc<Stay>,
-    number: u64,
-}
-
-impl Drop for Forget {
-    fn drop(&mut self) {
-        self.stay.lock().open.remove(&self.number);
     }
 }
 
@@ -188,6 +204,7 @@ impl Sandboxes {
             id: id.clone(),
             address,
             ended: self.stop.child_token(),
+            over: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             upstreams: Mutex::default(),
             next: AtomicU64::new(0),
@@ -216,9 +233,7 @@ impl Sandboxes {
         let stays = self.stays.read().unwrap_or_else(PoisonError::into_inner);
         for stay in stays.values() {
             let mut upstreams = stay.lock();
-            let old = |idle: &mut Idle| {
-                idle.since.elapsed() > self.limits.upstream_keep_alive || idle.sender.is_closed()
-            };
+            let old = |idle: &mut Idle| idle.since.elapsed() > self.limits.upstream_keep_alive;
             let expired: Vec<Idle> = upstreams.idle.extract_if(.., old).collect();
             drop(upstreams);
             drop(expired);

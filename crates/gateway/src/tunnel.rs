@@ -3,16 +3,22 @@
 use crate::{connection::Active, upstream::Lease};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use std::pin::pin;
 use tokio::io::copy_bidirectional_with_sizes;
 
 const BUFFER: usize = 16 << 10;
 
 /// Copies until both sides are done, one breaks, or the sandbox ends. Silence for too long ends
 /// it as well, because the client's connection notes when its last byte went through.
-pub(crate) async fn run(client: OnUpgrade, server: OnUpgrade, lease: Lease, active: Active) {
+pub(crate) async fn run(client: OnUpgrade, server: OnUpgrade, mut lease: Lease, active: Active) {
     let connection = active.0.clone();
     let ended = lease.ended();
     let talk = async {
+        let mut server = pin!(server);
+        let server = std::future::poll_fn(|context| {
+            lease.drive(context);
+            server.as_mut().poll(context)
+        });
         let (client, server) = match futures::future::try_join(client, server).await {
             Ok(both) => both,
             Err(error) => {

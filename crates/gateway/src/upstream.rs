@@ -1,27 +1,62 @@
 //! Connections to servers in sandboxes: opened, lent to one request at a time, kept for the next.
+//!
+//! A connection has no task of its own: whoever holds it drives it. So a request stays on one
+//! thread from the client's socket to the server's and back, which is most of the gateway's speed.
 
 use crate::{
     body::RequestBody,
     door::Door,
     metrics::count,
-    sandbox::{Idle, InFlight, TaskGuard},
+    sandbox::{EndSignal, InFlight},
 };
-use hyper::client::conn::http1;
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::TrySendError, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use std::{
     io,
     net::SocketAddr,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Acquire},
     },
-    time::{Duration, Instant},
+    task::{Context, Poll, Waker},
+    time::Duration,
 };
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-/// Sends requests on one connection.
-pub(crate) type Sender = http1::SendRequest<RequestBody>;
+/// A connection to a server in a sandbox. Dropping it closes it.
+pub(crate) struct Upstream {
+    sender: http1::SendRequest<RequestBody>,
+    /// Moves bytes when polled; `None` once it is over.
+    driver: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
+    end: EndSignal,
+    /// How many requests it has served to the end.
+    served: u32,
+}
+
+impl Upstream {
+    /// Moves what can be moved. The task is woken when more can be.
+    fn drive(&mut self, context: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && let Poll::Ready(end) = driver.as_mut().poll(context)
+        {
+            self.driver = None;
+            if let Err(error) = end {
+                tracing::debug!(%error, "connection to a sandbox broke");
+            }
+        }
+    }
+
+    /// Whether it can take a request now. Notices that the server closed it, or sent something
+    /// that nobody asked for.
+    fn is_usable(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        self.drive(&mut context);
+        self.driver.is_some() && self.sender.is_ready() && !self.end.is_over()
+    }
+}
 
 /// Waits between tries while nothing listens: a server that was just started needs a moment.
 const RETRY_AFTER: [Duration; 5] = [
@@ -32,6 +67,9 @@ const RETRY_AFTER: [Duration; 5] = [
     Duration::from_millis(500),
 ];
 
+/// A connection that was used more than once and rested no longer is not about to be closed.
+const PROVEN_FOR: Duration = Duration::from_secs(1);
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Largest head of an answer, and how much is read at once.
@@ -40,10 +78,9 @@ const READ_BYTES: usize = 256 << 10;
 /// A connection lent to one request. Dropping it closes the connection, which is how a server
 /// learns that its client went away; [`Lease::give_back`] keeps it.
 pub(crate) struct Lease {
-    pub(crate) sender: Sender,
-    /// Whether it served a request before, and so may have been closed meanwhile.
-    pub(crate) reused: bool,
-    task: TaskGuard,
+    upstream: Upstream,
+    /// Whether the server may be closing it just now, as it may whenever it was idle.
+    pub(crate) doubtful: bool,
     port: u16,
     in_flight: InFlight,
     most_idle: usize,
@@ -68,35 +105,69 @@ impl Lease {
         port: u16,
         fresh: bool,
     ) -> Result<Self, (ConnectError, InFlight)> {
-        let most_idle = door.limits.idle_upstreams_per_sandbox;
-        while !fresh && let Some(mut idle) = in_flight.0.take_idle(port) {
-            let young = idle.since.elapsed() < door.limits.upstream_keep_alive;
-            // The connection may still be finishing what it did for the last request.
-            if young && (idle.sender.is_ready() || idle.sender.ready().await.is_ok()) {
-                let Idle { sender, task, .. } = idle;
-                return Ok(Self {
-                    sender,
-                    reused: true,
-                    task,
-                    port,
-                    in_flight,
-                    most_idle,
-                    body_sent: None,
-                });
+        let oldest = door.limits.upstream_keep_alive;
+        let mut found = None;
+        while !fresh && let Some((mut idle, age)) = in_flight.0.take_idle(port, oldest) {
+            if idle.is_usable() {
+                let proven = idle.served > 1 && age < PROVEN_FOR;
+                found = Some((idle, !proven));
+                break;
             }
         }
-        match open(door, &in_flight, port).await {
-            Ok((sender, task)) => Ok(Self {
-                sender,
-                reused: false,
-                task,
-                port,
-                in_flight,
-                most_idle,
-                body_sent: None,
-            }),
-            Err(error) => Err((error, in_flight)),
+        let (upstream, doubtful) = match found {
+            Some(found) => found,
+            None => match open(door, &in_flight, port).await {
+                Ok(upstream) => (upstream, false),
+                Err(error) => return Err((error, in_flight)),
+            },
+        };
+        let most_idle = door.limits.idle_upstreams_per_sandbox;
+        Ok(Self {
+            upstream,
+            doubtful,
+            port,
+            in_flight,
+            most_idle,
+            body_sent: None,
+        })
+    }
+
+    /// Sends a request and waits for the answer's head. On failure the request comes back if the
+    /// server cannot have seen it.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Option<Request<RequestBody>>> {
+        let mut sending = pin!(self.upstream.sender.try_send_request(request));
+        let sent: Option<Result<_, TrySendError<_>>> = std::future::poll_fn(|context| {
+            if self.upstream.end.poll(context) {
+                return Poll::Ready(None);
+            }
+            self.upstream.drive(context);
+            // Only driving changes what `sending` waits for, so it needs no waker of its own.
+            sending
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .map(Some)
+        })
+        .await;
+        match sent {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(mut failed)) => {
+                tracing::debug!(error = %failed.error(), port = self.port, "no answer");
+                Err(failed.take_message())
+            }
+            None => Err(None),
         }
+    }
+
+    /// Moves what can be moved, for whoever reads the answer. Gives `true` if the sandbox ended.
+    pub(crate) fn drive(&mut self, context: &mut Context<'_>) -> bool {
+        let ended = self.upstream.end.poll(context);
+        if !ended {
+            self.upstream.drive(context);
+        }
+        ended
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -114,37 +185,21 @@ impl Lease {
     }
 
     /// Keeps the connection for the next request, if this one left it in a fit state.
-    pub(crate) fn give_back(self) {
+    pub(crate) fn give_back(mut self) {
         let sent = self
             .body_sent
             .as_ref()
             .is_none_or(|sent| sent.load(Acquire));
-        if !sent || self.sender.is_closed() {
-            return;
+        if sent && self.upstream.driver.is_some() {
+            self.upstream.served = self.upstream.served.saturating_add(1);
+            self.in_flight
+                .0
+                .keep_idle(self.port, self.upstream, self.most_idle);
         }
-        let Self {
-            sender,
-            task,
-            port,
-            in_flight,
-            most_idle,
-            ..
-        } = self;
-        let idle = Idle {
-            port,
-            sender,
-            task,
-            since: Instant::now(),
-        };
-        in_flight.0.keep_idle(idle, most_idle);
     }
 }
 
-async fn open(
-    door: &Door,
-    in_flight: &InFlight,
-    port: u16,
-) -> Result<(Sender, TaskGuard), ConnectError> {
+async fn open(door: &Door, in_flight: &InFlight, port: u16) -> Result<Upstream, ConnectError> {
     let stay = &in_flight.0;
     let address = SocketAddr::new(stay.address, port);
     let tcp = tokio::select! {
@@ -167,13 +222,13 @@ async fn open(
         .handshake(TokioIo::new(tcp))
         .await
         .map_err(|error| ConnectError::Closed(io::Error::other(error)))?;
-    let connection = connection.with_upgrades();
-    let task = stay.drive(&door.tasks, async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, %address, "connection to a sandbox broke");
-        }
-    });
-    Ok((sender, task))
+    let driver = Some(Box::pin(connection.with_upgrades()) as _);
+    Ok(Upstream {
+        sender,
+        driver,
+        end: stay.end_signal(),
+        served: 0,
+    })
 }
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {

@@ -21,12 +21,27 @@ async fn names_and_headers_lead_to_the_port_and_the_rest_to_the_api() {
     let legacy = format!("host: 3000-{}-00000000.other:99", sandbox.id);
     assert_eq!(world.get("/", &legacy).await.status, StatusCode::OK);
 
-    for host in ["localhost:3000", "127.0.0.1", "[::1]:1", "api.example.org", "example.org"] {
-        let answer = world.ask("POST", "/sandboxes", &format!("host: {host}"), "12345").await;
+    for host in [
+        "localhost:3000",
+        "127.0.0.1",
+        "[::1]:1",
+        "api.example.org",
+        "example.org",
+    ] {
+        let answer = world
+            .ask("POST", "/sandboxes", &format!("host: {host}"), "12345")
+            .await;
         assert_eq!(answer.body, "api /sandboxes 127.0.0.1 5");
     }
     let metrics = world.metrics();
-    assert_eq!((metrics.api_requests, metrics.sandbox_requests, metrics.errors), (5, 3, 0));
+    assert_eq!(
+        (
+            metrics.api_requests,
+            metrics.sandbox_requests,
+            metrics.errors
+        ),
+        (5, 3, 0)
+    );
 }
 
 #[tokio::test]
@@ -35,11 +50,23 @@ async fn requests_for_nowhere_say_why() {
     let id = world.sandbox().id;
     for (fields, message) in [
         ("host: nothing.example.net".to_owned(), "Invalid host"),
-        (format!("host: localhost\ne2b-sandbox-id: {id}"), "missing header"),
-        ("host: 127.0.0.1\ne2b-sandbox-port: 1".to_owned(), "missing header"),
+        (
+            format!("host: localhost\ne2b-sandbox-id: {id}"),
+            "missing header",
+        ),
+        (
+            "host: 127.0.0.1\ne2b-sandbox-port: 1".to_owned(),
+            "missing header",
+        ),
         ("host: sandbox.example.org".to_owned(), "missing header"),
-        (format!("host: x\ne2b-sandbox-id: {id}\ne2b-sandbox-port: http"), "Invalid header"),
-        ("host: localhost\nhost: other".to_owned(), "More than one Host header"),
+        (
+            format!("host: x\ne2b-sandbox-id: {id}\ne2b-sandbox-port: http"),
+            "Invalid header",
+        ),
+        (
+            "host: localhost\nhost: other".to_owned(),
+            "More than one Host header",
+        ),
     ] {
         let answer = world.get("/", &fields).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST);
@@ -52,15 +79,21 @@ async fn requests_for_nowhere_say_why() {
 async fn unknown_sandboxes_are_not_found() {
     let world = World::start().await;
     for id in ["i0000000000000000000a", "short"] {
-        let answer = world.get("/health", &format!("host: 49983-{id}.example.org")).await;
+        let answer = world
+            .get("/health", &format!("host: 49983-{id}.example.org"))
+            .await;
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
-        let expected = json!({ "sandboxId": id, "message": "The sandbox was not found", "code": 502 });
+        let expected =
+            json!({ "sandboxId": id, "message": "The sandbox was not found", "code": 502 });
         assert_eq!(answer.json(), expected);
         assert_eq!(answer.header("access-control-allow-origin"), "*");
     }
     let sandbox = world.sandbox();
     sandbox.serve_mirror(49983).await;
-    assert_eq!(world.get("/health", &sandbox.host(49983)).await.status, StatusCode::OK);
+    assert_eq!(
+        world.get("/health", &sandbox.host(49983)).await.status,
+        StatusCode::OK
+    );
     world.end(&sandbox);
     let answer = world.get("/health", &sandbox.host(49983)).await;
     assert_eq!(answer.json()["message"], "The sandbox was not found");
@@ -80,14 +113,20 @@ async fn closed_ports_are_told_from_absent_sandboxes() {
         "code": 502,
     });
     assert_eq!(answer.json(), expected);
-    assert!(begin.elapsed().as_millis() >= 500, "tried again for a while");
+    assert!(
+        begin.elapsed().as_millis() >= 500,
+        "tried again for a while"
+    );
 }
 
 #[tokio::test]
 async fn browsers_get_a_page() {
     let world = World::start().await;
     let page = world
-        .get("/", "host: 80-iabc.example.org\nsec-fetch-mode: navigate\naccept: text/html")
+        .get(
+            "/",
+            "host: 80-iabc.example.org\nsec-fetch-mode: navigate\naccept: text/html",
+        )
         .await;
     assert_eq!(page.status, StatusCode::BAD_GATEWAY);
     assert!(page.header("content-type").starts_with("text/html"));
@@ -103,10 +142,18 @@ async fn the_traffic_token_opens_all_ports_but_the_guests_which_is_open() {
     sandbox.serve_mirror(49983).await;
 
     for (token, message) in [
-        ("", "The traffic access token is missing: send it as e2b-traffic-access-token"),
-        ("\ne2b-traffic-access-token: sesam", "The traffic access token is wrong"),
+        (
+            "",
+            "The traffic access token is missing: send it as e2b-traffic-access-token",
+        ),
+        (
+            "\ne2b-traffic-access-token: sesam",
+            "The traffic access token is wrong",
+        ),
     ] {
-        let answer = world.get("/", &format!("{}{token}", sandbox.host(8080))).await;
+        let answer = world
+            .get("/", &format!("{}{token}", sandbox.host(8080)))
+            .await;
         assert_eq!(answer.status, StatusCode::FORBIDDEN);
         let expected = json!({ "sandboxId": sandbox.id, "message": message, "code": 403 });
         assert_eq!(answer.json(), expected);
@@ -114,8 +161,14 @@ async fn the_traffic_token_opens_all_ports_but_the_guests_which_is_open() {
     let fields = format!("{}\ne2b-traffic-access-token: sesame", sandbox.host(8080));
     let answer = world.get("/", &fields).await;
     assert_eq!(answer.status, StatusCode::OK);
-    assert!(!answer.body.contains("sesame"), "the token stays outside: {answer:?}");
-    assert_eq!(world.get("/", &sandbox.host(49983)).await.status, StatusCode::OK);
+    assert!(
+        !answer.body.contains("sesame"),
+        "the token stays outside: {answer:?}"
+    );
+    assert_eq!(
+        world.get("/", &sandbox.host(49983)).await.status,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
@@ -125,8 +178,18 @@ async fn control_routes_of_the_guest_do_not_exist_outside() {
     sandbox.serve_mirror(49983).await;
     sandbox.serve_mirror(8080).await;
     for path in [
-        "/init", "/freeze", "/unfreeze", "/fsfreeze", "/fsthaw", "/collapse", "/upgrade",
-        "/_atoll/logs?follow=1", "//init", "/%69nit", "/x/../init", "/init/",
+        "/init",
+        "/freeze",
+        "/unfreeze",
+        "/fsfreeze",
+        "/fsthaw",
+        "/collapse",
+        "/upgrade",
+        "/_atoll/logs?follow=1",
+        "//init",
+        "/%69nit",
+        "/x/../init",
+        "/init/",
     ] {
         for fields in [sandbox.host(49983), sandbox.routing(49983)] {
             let answer = world.ask("POST", path, &fields, "{}").await;
@@ -134,7 +197,10 @@ async fn control_routes_of_the_guest_do_not_exist_outside() {
             assert_eq!(answer.json()["sandboxId"], json!(sandbox.id));
             assert_eq!(answer.json()["code"], 404);
         }
-        assert_eq!(world.get(path, &sandbox.host(8080)).await.status, StatusCode::OK);
+        assert_eq!(
+            world.get(path, &sandbox.host(8080)).await.status,
+            StatusCode::OK
+        );
     }
 }
 
@@ -164,7 +230,11 @@ async fn the_sandbox_learns_who_asked_and_no_secret_of_others() {
         ]
     );
     for absent in ["keep-alive", "connection", "x-hop"] {
-        assert_eq!(answer.header(absent), "", "hop-by-hop fields of the answer go too");
+        assert_eq!(
+            answer.header(absent),
+            "",
+            "hop-by-hop fields of the answer go too"
+        );
     }
 }
 
@@ -178,7 +248,10 @@ async fn hosts_can_be_masked() {
     sandbox.serve_mirror(8080).await;
     sandbox.serve_mirror(49983).await;
     let masked = world.get("/", &sandbox.host(8080)).await;
-    assert!(masked.body.contains("\nhost: localhost:8080\n"), "{masked:?}");
+    assert!(
+        masked.body.contains("\nhost: localhost:8080\n"),
+        "{masked:?}"
+    );
     let guest = world.get("/", &sandbox.host(49983)).await;
     assert!(guest.body.contains(&sandbox.host(49983)), "{guest:?}");
 }
@@ -202,25 +275,46 @@ async fn signed_urls_find_their_sandbox() {
             "/files?path=%2Ftmp%2Fa+b&username=root&signature={read}&signature_expiration=1234"
         );
         let answer = world.get(&path, "host: 127.0.0.1:3000").await;
-        assert!(answer.body.starts_with(&format!("GET {path}\n")), "{answer:?}");
+        assert!(
+            answer.body.starts_with(&format!("GET {path}\n")),
+            "{answer:?}"
+        );
         assert_eq!(answer.header("content-security-policy"), "sandbox");
-        assert_eq!(answer.header("set-cookie"), "", "no cookies for the API's address");
+        assert_eq!(
+            answer.header("set-cookie"),
+            "",
+            "no cookies for the API's address"
+        );
 
         let refused = world.ask("POST", &path, "host: localhost", "").await;
-        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "signed for reading only");
+        assert_eq!(
+            refused.status,
+            StatusCode::UNAUTHORIZED,
+            "signed for reading only"
+        );
         let write = sign("write", &token, "");
         let path = format!("/files?path=/tmp/a%20b&username=root&signature={write}");
-        let answer = world.ask("POST", &path, "host: sandbox.example.org", "body").await;
+        let answer = world
+            .ask("POST", &path, "host: sandbox.example.org", "body")
+            .await;
         assert!(answer.body.ends_with("\n\nbody"), "{answer:?}");
     }
-    let refused = world.get("/files?path=x&signature=v1_x", "host: localhost").await;
+    let refused = world
+        .get("/files?path=x&signature=v1_x", "host: localhost")
+        .await;
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
     let unsigned = world.get("/files?path=x", "host: localhost").await;
     assert_eq!(unsigned.body, "api /files 127.0.0.1 0");
     world.end(&sandboxes[0]);
     let token = format!("token-of-{}", sandboxes[0].id);
-    let path = format!("/files?path=/tmp/a+b&username=root&signature={}", sign("read", &token, ""));
-    assert_eq!(world.get(&path, "host: localhost").await.status, StatusCode::UNAUTHORIZED);
+    let path = format!(
+        "/files?path=/tmp/a+b&username=root&signature={}",
+        sign("read", &token, "")
+    );
+    assert_eq!(
+        world.get(&path, "host: localhost").await.status,
+        StatusCode::UNAUTHORIZED
+    );
 }
 
 #[tokio::test]
@@ -235,8 +329,15 @@ async fn scripts_may_talk_to_the_guest_and_servers_decide_for_themselves() {
     let answer = world.ask("OPTIONS", "/files", &fields, "").await;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     assert_eq!(answer.header("access-control-allow-origin"), "*");
-    assert_eq!(answer.header("access-control-allow-headers"), "authorization,x-access-token");
-    assert!(answer.header("access-control-allow-methods").contains("POST"));
+    assert_eq!(
+        answer.header("access-control-allow-headers"),
+        "authorization,x-access-token"
+    );
+    assert!(
+        answer
+            .header("access-control-allow-methods")
+            .contains("POST")
+    );
     let answer = world.get("/health", &sandbox.host(49983)).await;
     assert_eq!(answer.header("access-control-allow-origin"), "*");
 
@@ -253,7 +354,10 @@ async fn heads_without_bodies_keep_their_length() {
     sandbox.serve_mirror(8080).await;
     let answer = world.ask("HEAD", "/", &sandbox.host(8080), "").await;
     assert_eq!(answer.body, "");
-    assert!(answer.header("content-length").parse::<u64>().unwrap() > 10, "{answer:?}");
+    assert!(
+        answer.header("content-length").parse::<u64>().unwrap() > 10,
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]

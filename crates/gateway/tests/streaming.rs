@@ -27,7 +27,10 @@ async fn stream(world: &World, sandbox: &Sandbox) -> (TcpStream, TcpStream) {
     client.write_all(request.as_bytes()).await.unwrap();
     let (mut server, _) = within(listener.accept()).await.unwrap();
     read_until(&mut server, "\r\n\r\n").await;
-    server.write_all(format!("{HEAD}5\r\nfirst\r\n").as_bytes()).await.unwrap();
+    server
+        .write_all(format!("{HEAD}5\r\nfirst\r\n").as_bytes())
+        .await
+        .unwrap();
     read_until(&mut client, "first\r\n").await;
     (client, server)
 }
@@ -55,7 +58,10 @@ async fn request_bodies_pass_chunk_by_chunk_and_answers_may_come_first() {
     client.write_all(head.as_bytes()).await.unwrap();
     let (mut server, _) = within(listener.accept()).await.unwrap();
     read_until(&mut server, "one").await;
-    server.write_all(format!("{HEAD}5\r\nearly\r\n").as_bytes()).await.unwrap();
+    server
+        .write_all(format!("{HEAD}5\r\nearly\r\n").as_bytes())
+        .await
+        .unwrap();
     read_until(&mut client, "early").await;
     client.write_all(b"3\r\ntwo\r\n0\r\n\r\n").await.unwrap();
     read_until(&mut server, "two\r\n0\r\n\r\n").await;
@@ -75,7 +81,10 @@ async fn a_client_that_leaves_is_noticed_by_the_server_at_once() {
     let sandbox = world.sandbox();
     let listener = sandbox.listen(8080).await;
     let mut client = world.connect().await;
-    let request = format!("POST / HTTP/1.1\r\n{}\r\ncontent-length: 2\r\n\r\nhi", sandbox.host(8080));
+    let request = format!(
+        "POST / HTTP/1.1\r\n{}\r\ncontent-length: 2\r\n\r\nhi",
+        sandbox.host(8080)
+    );
     client.write_all(request.as_bytes()).await.unwrap();
     let (mut server, _) = within(listener.accept()).await.unwrap();
     read_until(&mut server, "hi").await;
@@ -84,7 +93,10 @@ async fn a_client_that_leaves_is_noticed_by_the_server_at_once() {
 
     // While its own body is on the way.
     let mut client = world.connect().await;
-    let request = format!("POST / HTTP/1.1\r\n{}\r\ncontent-length: 9\r\n\r\nhi", sandbox.host(8080));
+    let request = format!(
+        "POST / HTTP/1.1\r\n{}\r\ncontent-length: 9\r\n\r\nhi",
+        sandbox.host(8080)
+    );
     client.write_all(request.as_bytes()).await.unwrap();
     let (mut server, _) = within(listener.accept()).await.unwrap();
     read_until(&mut server, "hi").await;
@@ -171,7 +183,13 @@ async fn connections_to_the_sandbox_are_used_again_but_never_for_another_port() 
     sandbox.serve_mirror(8080).await;
     sandbox.serve_mirror(8081).await;
     for _ in 0..20 {
-        assert_eq!(world.ask("POST", "/", &sandbox.host(8080), "body").await.status, 200);
+        assert_eq!(
+            world
+                .ask("POST", "/", &sandbox.host(8080), "body")
+                .await
+                .status,
+            200
+        );
     }
     assert_eq!(world.metrics().upstream_connections, 1);
     assert_eq!(world.get("/", &sandbox.host(8081)).await.status, 200);
@@ -187,13 +205,18 @@ async fn a_connection_that_the_server_closed_meanwhile_is_not_used() {
         // Says that it keeps connections, and does not.
         while let Ok((mut tcp, _)) = listener.accept().await {
             read_until(&mut tcp, "\r\n\r\n").await;
-            tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                .await
+                .unwrap();
         }
     });
     let mut sender = world.sender().await;
     for _ in 0..30 {
         let host = sandbox.host(8080);
-        let request = Request::get("/").header("host", &host[6..]).body(Full::default()).unwrap();
+        let request = Request::get("/")
+            .header("host", &host[6..])
+            .body(Full::default())
+            .unwrap();
         sender.ready().await.unwrap();
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
@@ -242,10 +265,12 @@ async fn websockets_pass_and_break_with_the_sandbox() {
     echo(sandbox.listen(8080).await);
     let tcp = world.connect().await;
     let url = format!("ws://8080-{}.example.org/chat", sandbox.id);
-    let (mut socket, response) =
-        within(tokio_tungstenite::client_async(url.into_client_request().unwrap(), tcp))
-            .await
-            .unwrap();
+    let (mut socket, response) = within(tokio_tungstenite::client_async(
+        url.into_client_request().unwrap(),
+        tcp,
+    ))
+    .await
+    .unwrap();
     assert_eq!(response.status(), 101);
     for size in [1, 1000, 200_000] {
         let sent = Message::Binary(vec![7; size].into());
@@ -272,7 +297,10 @@ async fn either_end_of_a_tunnel_may_close_it() {
         client.write_all(ask.as_bytes()).await.unwrap();
         let (mut server, _) = within(listener.accept()).await.unwrap();
         let seen = read_until(&mut server, "\r\n\r\n").await;
-        assert!(seen.contains("upgrade: raw") && seen.contains("connection: upgrade"), "{seen}");
+        assert!(
+            seen.contains("upgrade: raw") && seen.contains("connection: upgrade"),
+            "{seen}"
+        );
         let switch = b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: raw\r\n\r\npong";
         server.write_all(switch).await.unwrap();
         read_until(&mut server, "ping").await;
@@ -336,7 +364,9 @@ async fn large_bodies_arrive_whole() {
     let (feed, chunks) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(4);
     let host = sandbox.host(8080);
     let request = Request::post("/").header("host", &host[6..]);
-    let request = request.body(StreamBody::new(ReceiverStream::new(chunks))).unwrap();
+    let request = request
+        .body(StreamBody::new(ReceiverStream::new(chunks)))
+        .unwrap();
     tokio::spawn(async move {
         for index in 0..256_u32 {
             let chunk = Bytes::from(vec![index as u8; 64 << 10]);
@@ -344,7 +374,10 @@ async fn large_bodies_arrive_whole() {
         }
     });
     let response = within(sender.send_request(request)).await.unwrap();
-    let body = within(response.into_body().collect()).await.unwrap().to_bytes();
+    let body = within(response.into_body().collect())
+        .await
+        .unwrap()
+        .to_bytes();
     assert_eq!(body.len(), 16 << 20);
     assert!((0..256_usize).all(|index| body[index * (64 << 10) + 5] == index as u8));
 }

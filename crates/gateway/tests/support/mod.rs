@@ -6,7 +6,9 @@ use api::{
     route::{Locate, Route},
 };
 use bytes::Bytes;
-use gateway::{ApiBody, ApiHandler, ClientAddress, Gateway, GatewayMetrics, GatewayOptions, Limits};
+use gateway::{
+    ApiBody, ApiHandler, ClientAddress, Gateway, GatewayMetrics, GatewayOptions, Limits,
+};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, client::conn::http1, service::service_fn};
@@ -36,16 +38,28 @@ pub struct TestLocate {
 #[async_trait::async_trait]
 impl Locate for TestLocate {
     async fn locate(&self, id: &SandboxId) -> Option<Route> {
-        self.known.lock().unwrap().get(id).map(|(route, _)| route.clone())
+        self.known
+            .lock()
+            .unwrap()
+            .get(id)
+            .map(|(route, _)| route.clone())
     }
 
     async fn routes(&self) -> Vec<(SandboxId, Route)> {
         let known = self.known.lock().unwrap();
-        known.iter().map(|(id, (route, _))| (id.clone(), route.clone())).collect()
+        known
+            .iter()
+            .map(|(id, (route, _))| (id.clone(), route.clone()))
+            .collect()
     }
 
     async fn ended(&self, id: &SandboxId) {
-        let token = self.known.lock().unwrap().get(id).map(|(_, token)| token.clone());
+        let token = self
+            .known
+            .lock()
+            .unwrap()
+            .get(id)
+            .map(|(_, token)| token.clone());
         if let Some(token) = token {
             token.cancelled().await;
         }
@@ -58,11 +72,24 @@ struct TestApi;
 #[async_trait::async_trait]
 impl ApiHandler for TestApi {
     async fn call(&self, request: Request<Incoming>) -> Response<ApiBody> {
-        let client = request.extensions().get::<ClientAddress>().copied().unwrap();
+        let client = request
+            .extensions()
+            .get::<ClientAddress>()
+            .copied()
+            .unwrap();
         let path = request.uri().path().to_owned();
-        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = request
+            .into_body()
+            .collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default();
         let text = format!("api {path} {} {}", client.0.ip(), body.len());
-        Response::new(Full::from(text).map_err(|never: Infallible| match never {}).boxed_unsync())
+        Response::new(
+            Full::from(text)
+                .map_err(|never: Infallible| match never {})
+                .boxed_unsync(),
+        )
     }
 }
 
@@ -86,7 +113,10 @@ impl World {
             api: Arc::new(TestApi),
             domain: Some("example.org".into()),
             tls: None,
-            limits: Limits { shutdown: Duration::from_millis(300), ..Limits::default() },
+            limits: Limits {
+                shutdown: Duration::from_millis(300),
+                ..Limits::default()
+            },
         };
         change(&mut options);
         let gateway = Arc::new(Gateway::new(options).unwrap());
@@ -97,7 +127,13 @@ impl World {
             let (gateway, shutdown) = (gateway.clone(), shutdown.clone());
             async move { gateway.serve(listener, shutdown).await }
         });
-        Self { address, locate, gateway, shutdown, serving }
+        Self {
+            address,
+            locate,
+            gateway,
+            shutdown,
+            serving,
+        }
     }
 
     pub fn metrics(&self) -> GatewayMetrics {
@@ -123,7 +159,11 @@ impl World {
         };
         change(&mut route);
         let ended = CancellationToken::new();
-        self.locate.known.lock().unwrap().insert(id.clone(), (route, ended.clone()));
+        self.locate
+            .known
+            .lock()
+            .unwrap()
+            .insert(id.clone(), (route, ended.clone()));
         Sandbox { id, address, ended }
     }
 
@@ -161,7 +201,8 @@ impl World {
             let (name, value) = line.split_once(':').unwrap();
             request = request.header(name.trim(), value.trim());
         }
-        self.send(request.body(Full::from(body.to_owned())).unwrap()).await
+        self.send(request.body(Full::from(body.to_owned())).unwrap())
+            .await
     }
 
     /// Sends bytes as they are and reads until the gateway closes.
@@ -187,7 +228,10 @@ pub async fn read_until(tcp: &mut (impl tokio::io::AsyncRead + Unpin), text: &st
     while !String::from_utf8_lossy(&all).contains(text) {
         match within(tcp.read(&mut byte)).await {
             Ok(1) => all.push(byte[0]),
-            end => panic!("{end:?} before {text:?} in {:?}", String::from_utf8_lossy(&all)),
+            end => panic!(
+                "{end:?} before {text:?} in {:?}",
+                String::from_utf8_lossy(&all)
+            ),
         }
     }
     String::from_utf8_lossy(&all).into_owned()
@@ -224,7 +268,12 @@ impl Answer {
         let collected = within(body.collect()).await.unwrap();
         let trailers = collected.trailers().cloned();
         let body = String::from_utf8_lossy(&collected.to_bytes()).into_owned();
-        Self { status: parts.status, headers: parts.headers, body, trailers }
+        Self {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+            trailers,
+        }
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -232,7 +281,9 @@ impl Answer {
     }
 
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 }
 
@@ -248,7 +299,10 @@ impl Sandbox {
     }
 
     pub fn routing(&self, port: u16) -> String {
-        format!("host: localhost\ne2b-sandbox-id: {}\ne2b-sandbox-port: {port}", self.id)
+        format!(
+            "host: localhost\ne2b-sandbox-id: {}\ne2b-sandbox-port: {port}",
+            self.id
+        )
     }
 
     pub async fn listen(&self, port: u16) -> TcpListener {
@@ -270,7 +324,11 @@ impl Sandbox {
 
 async fn mirror(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
-    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = body
+        .collect()
+        .await
+        .map(|body| body.to_bytes())
+        .unwrap_or_default();
     let mut text = format!("{} {}\n", parts.method, parts.uri);
     let mut lines: Vec<String> = parts
         .headers
