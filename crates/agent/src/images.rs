@@ -20,8 +20,10 @@ pub trait Images: Send + Sync + 'static {
     async fn root(&self, digest: &ImageDigest) -> Result<Root, Problem>;
 
     /// Builds a root file system; see [`api::node::Node::build`].
-    async fn build(&self, source: TemplateSource)
-    -> Result<BoxStream<'static, BuildEvent>, Problem>;
+    async fn build(
+        &self,
+        source: TemplateSource,
+    ) -> Result<BoxStream<'static, BuildEvent>, Problem>;
 
     /// Removes a root file system once nothing uses it.
     async fn remove(&self, digest: &ImageDigest) -> Result<(), Problem>;
@@ -31,7 +33,10 @@ pub trait Images: Send + Sync + 'static {
 impl Images for ImageStore {
     async fn root(&self, digest: &ImageDigest) -> Result<Root, Problem> {
         let root = Self::root(self, digest)?;
-        Ok(Root { layers: root.layers.clone(), pin: Box::new(root) })
+        Ok(Root {
+            layers: root.layers.clone(),
+            pin: Box::new(root),
+        })
     }
 
     async fn build(
@@ -47,7 +52,7 @@ impl Images for ImageStore {
         match removed {
             Ok(Ok(_)) => Ok(()),
             // Somebody was faster, and the outcome is the same.
-            Ok(Err(error)) if matches!(error, ImageError::Unknown(_)) => Ok(()),
+            Ok(Err(ImageError::Unknown(_))) => Ok(()),
             Ok(Err(error)) => Err(error.into()),
             Err(error) => Err(Problem::new(
                 ErrorCode::Internal,

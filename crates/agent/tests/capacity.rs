@@ -1,5 +1,7 @@
 //! Many sandboxes, too many sandboxes, and sandboxes prepared ahead.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use agent::{Agent, AgentOptions, Limits, PoolOptions, simulation::World};

@@ -1,4 +1,5 @@
 //! What the tests of this crate share: an agent in a simulated world.
+
 #![allow(dead_code)]
 
 use agent::{
@@ -43,7 +44,11 @@ pub fn request(number: u32) -> CreateSandbox {
             user: "user".into(),
             working_directory: String::new(),
         },
-        resources: Resources { vcpus: 2, memory: Bytes::mebibytes(128), disk: Bytes::gibibytes(1) },
+        resources: Resources {
+            vcpus: 2,
+            memory: Bytes::mebibytes(128),
+            disk: Bytes::gibibytes(1),
+        },
         environment: [("B".to_owned(), "2".to_owned())].into(),
         metadata: [("owner".to_owned(), "me".to_owned())].into(),
         timeout: Duration::from_secs(300),
@@ -57,7 +62,10 @@ pub fn request(number: u32) -> CreateSandbox {
 
 impl House {
     pub fn new(world: Arc<World>) -> Self {
-        Self { world, directory: tempfile::tempdir().unwrap() }
+        Self {
+            world,
+            directory: tempfile::tempdir().unwrap(),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -117,7 +125,11 @@ impl House {
     /// Asserts that the world holds nothing.
     pub fn assert_empty(&self) {
         assert_eq!(self.world.machines(), [0u32; 0], "machines are left");
-        assert_eq!(self.world.prepared(), [0u32; 0], "prepared sandboxes are left");
+        assert_eq!(
+            self.world.prepared(),
+            [0u32; 0],
+            "prepared sandboxes are left"
+        );
         assert_eq!(self.world.slots(), [0u32; 0], "slots are left");
     }
 }
@@ -126,7 +138,10 @@ impl House {
 pub async fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < Duration::from_secs(10), "waited in vain: {what}");
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "waited in vain: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -134,7 +149,25 @@ pub async fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 /// The status of a sandbox that must be known.
 pub async fn status(agent: &Agent, number: u32) -> SandboxStatus {
     use api::node::Node;
-    agent.get(&id(number)).await.unwrap().expect("the sandbox should be known")
+    agent
+        .get(&id(number))
+        .await
+        .unwrap()
+        .expect("the sandbox should be known")
+}
+
+/// The status of a sandbox once it has ended.
+pub async fn ended(agent: &Agent, number: u32) -> SandboxStatus {
+    use api::node::SandboxState;
+    let began = Instant::now();
+    loop {
+        let status = status(agent, number).await;
+        if matches!(status.state, SandboxState::Ended { .. }) {
+            return status;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{status:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 pub async fn create(agent: &Agent, number: u32) -> Result<SandboxStatus, Problem> {

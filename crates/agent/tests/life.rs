@@ -1,5 +1,7 @@
 //! The life of one sandbox, from its making to its end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use agent::simulation::World;

@@ -1,5 +1,7 @@
 //! Logs of sandboxes, from guests that behave and from guests that do not.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use agent::{Agent, AgentOptions, PoolOptions, simulation::World};

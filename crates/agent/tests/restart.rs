@@ -1,5 +1,7 @@
 //! The agent is killed and started again.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use agent::{Agent, AgentOptions, OnExit, simulation::World};

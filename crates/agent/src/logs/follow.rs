@@ -46,8 +46,14 @@ impl LogStore {
     ) -> impl Future<Output = ()> + Send + 'static {
         let store = self.clone();
         async move {
-            let follower =
-                Follower { store, id: Arc::new(id), address, token, last: 0, budget: Budget::new() };
+            let follower = Follower {
+                store,
+                id: Arc::new(id),
+                address,
+                token,
+                last: 0,
+                budget: Budget::new(),
+            };
             cancel.run_until_cancelled(follower.run()).await;
         }
     }
@@ -67,7 +73,9 @@ impl Follower {
     async fn run(mut self) {
         tokio::time::sleep(FIRST_PAUSE).await;
         let (store, id) = (self.store.clone(), self.id.clone());
-        self.last = tokio::task::spawn_blocking(move || store.last_number(&id)).await.unwrap_or(0);
+        self.last = tokio::task::spawn_blocking(move || store.last_number(&id))
+            .await
+            .unwrap_or(0);
         let mut pause = RETRY.0;
         loop {
             let before = self.last;
@@ -77,7 +85,11 @@ impl Follower {
             }
             // A guest that sends lines may be asked again soon; one that only accepts
             // connections may not.
-            pause = if self.last > before { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+            pause = if self.last > before {
+                RETRY.0
+            } else {
+                (pause * 2).min(RETRY.1)
+            };
             tokio::time::sleep(pause).await;
         }
     }
@@ -96,7 +108,10 @@ impl Follower {
         let exchange = async move {
             let response = timeout(ANSWER_DEADLINE, sender.send_request(request)).await??;
             if response.status() != http::StatusCode::OK {
-                return Err(Broken::from(format!("the guest answered {}", response.status())));
+                return Err(Broken::from(format!(
+                    "the guest answered {}",
+                    response.status()
+                )));
             }
             let mut body = response.into_body();
             let mut lines = LineSplitter::new(LINE_MAX);
@@ -154,7 +169,10 @@ struct Budget {
 
 impl Budget {
     fn new() -> Self {
-        Self { left: BURST, at: std::time::Instant::now() }
+        Self {
+            left: BURST,
+            at: std::time::Instant::now(),
+        }
     }
 
     /// Takes bytes out, and returns how long to wait before taking more.
@@ -163,6 +181,10 @@ impl Budget {
         let earned = now.duration_since(self.at).as_secs_f64() * RATE;
         self.left = (self.left + earned).min(BURST) - bytes as f64;
         self.at = now;
-        if self.left >= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(-self.left / RATE) }
+        if self.left >= 0.0 {
+            Duration::ZERO
+        } else {
+            Duration::from_secs_f64(-self.left / RATE)
+        }
     }
 }

@@ -46,7 +46,11 @@ impl NumberedLine {
 /// Shortens a text to at most `most` bytes, at a character's edge.
 fn cut(text: &mut String, most: usize) {
     if text.len() > most {
-        text.truncate(text.floor_char_boundary(most));
+        let edge = (0..=most)
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(0);
+        text.truncate(edge);
     }
 }
 
@@ -59,7 +63,11 @@ pub(super) struct LineSplitter {
 
 impl LineSplitter {
     pub(super) fn new(longest: usize) -> Self {
-        Self { partial: Vec::new(), longest, skipping: false }
+        Self {
+            partial: Vec::new(),
+            longest,
+            skipping: false,
+        }
     }
 
     /// Takes a chunk, and hands each whole line in it to `each`, without its line feed.
@@ -138,8 +146,9 @@ mod tests {
 
     #[test]
     fn what_a_guest_says_is_cut_to_size() {
-        let fields: std::collections::BTreeMap<_, _> =
-            (0..100).map(|n| (format!("{n}{}", "k".repeat(100)), "ü".repeat(1000))).collect();
+        let fields: std::collections::BTreeMap<_, _> = (0..100)
+            .map(|n| (format!("{n}{}", "k".repeat(100)), "ü".repeat(1000)))
+            .collect();
         let text = serde_json::json!({
             "seq": 3,
             "line": { "at": "9999-01-01T00:00:00Z", "level": "warn",
@@ -149,7 +158,12 @@ mod tests {
         let line = NumberedLine::from_guest(text.to_string().as_bytes(), now).unwrap();
         assert!(line.line.message.len() <= MESSAGE_MAX);
         assert_eq!(line.line.fields.len(), FIELDS_MAX);
-        assert!(line.line.fields.iter().all(|(name, value)| name.len() <= 64 && value.len() <= 512));
+        assert!(
+            line.line
+                .fields
+                .iter()
+                .all(|(name, value)| name.len() <= 64 && value.len() <= 512)
+        );
         assert_eq!(line.line.at, now);
     }
 }

@@ -30,7 +30,10 @@ pub(crate) struct LogStore {
 impl LogStore {
     /// Opens the folder, or makes it. Blocks.
     pub(crate) fn open(directory: PathBuf) -> std::io::Result<Self> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)?;
         Ok(Self { directory })
     }
 
@@ -50,10 +53,18 @@ impl LogStore {
             text.push(b'\n');
         }
         let path = self.newer(id);
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)?;
         if file.metadata()?.len() + text.len() as u64 > FILE_MAX {
             std::fs::rename(&path, self.older(id))?;
-            file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            file = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(&path)?;
         }
         file.write_all(&text)
     }
@@ -63,10 +74,13 @@ impl LogStore {
         let last = |path: &Path| -> Option<u64> {
             let mut file = File::open(path).ok()?;
             let length = file.metadata().ok()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(2 * LINE_MAX))).ok()?;
+            file.seek(SeekFrom::Start(length.saturating_sub(2 * LINE_MAX)))
+                .ok()?;
             lines(file).map(|line| line.seq).max()
         };
-        last(&self.newer(id)).or_else(|| last(&self.older(id))).unwrap_or(0)
+        last(&self.newer(id))
+            .or_else(|| last(&self.older(id)))
+            .unwrap_or(0)
     }
 
     /// Lines at or after `from`, oldest first, at most `limit`. Blocks.
@@ -100,7 +114,9 @@ impl LogStore {
         for entry in std::fs::read_dir(&self.directory)? {
             let entry = entry?;
             let path = entry.path();
-            let id = path.file_stem().and_then(|stem| stem.to_str()?.parse::<SandboxId>().ok());
+            let id = path
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse::<SandboxId>().ok());
             if id.is_some_and(|id| is_known(&id)) {
                 let metadata = entry.metadata()?;
                 kept.push((metadata.modified()?, metadata.len(), path));
@@ -137,7 +153,10 @@ fn lines(file: File) -> impl Iterator<Item = NumberedLine> {
     std::iter::from_fn(move || {
         loop {
             line.clear();
-            let read = (&mut reader).take(LINE_MAX).read_until(b'\n', &mut line).ok()?;
+            let read = (&mut reader)
+                .take(LINE_MAX)
+                .read_until(b'\n', &mut line)
+                .ok()?;
             if read == 0 {
                 return None;
             }
@@ -161,8 +180,12 @@ mod tests {
 
     fn line(seq: u64, message: &str) -> NumberedLine {
         let at = Timestamp::from_second(seq as i64).unwrap();
-        let line =
-            LogLine { at, level: LogLevel::Info, message: message.into(), fields: BTreeMap::new() };
+        let line = LogLine {
+            at,
+            level: LogLevel::Info,
+            message: message.into(),
+            fields: BTreeMap::new(),
+        };
         NumberedLine { seq, line }
     }
 
@@ -184,9 +207,12 @@ mod tests {
         assert_eq!(all.last().unwrap().at, line(200, "").line.at);
         let from = line(190, "").line.at;
         let some = store.read(&id, Some(from), 5).unwrap();
-        assert_eq!(some.iter().map(|line| line.at.as_second()).collect::<Vec<_>>(), [
-            190, 191, 192, 193, 194
-        ]);
+        assert_eq!(
+            some.iter()
+                .map(|line| line.at.as_second())
+                .collect::<Vec<_>>(),
+            [190, 191, 192, 193, 194]
+        );
     }
 
     #[test]
@@ -207,10 +233,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = LogStore::open(directory.path().to_owned()).unwrap();
         let id = id();
-        store.append(&id, &[line(1, "whole"), line(2, "torn")]).unwrap();
+        store
+            .append(&id, &[line(1, "whole"), line(2, "torn")])
+            .unwrap();
         let path = store.newer(&id);
         let length = std::fs::metadata(&path).unwrap().len();
-        File::options().write(true).open(&path).unwrap().set_len(length - 4).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(length - 4)
+            .unwrap();
         assert_eq!(store.last_number(&id), 1);
     }
 }
