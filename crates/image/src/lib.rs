@@ -17,6 +17,7 @@ mod build;
 pub mod digest;
 pub mod error;
 pub mod limits;
+pub mod registry;
 pub mod source;
 pub mod store;
 pub mod unpack;

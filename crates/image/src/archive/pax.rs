@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn damaged_records_are_refused() {
         for text in [
-            "9 path=x\n",
+            "8 path=x\n",
             "x path=y\n",
             "5 a=b",
             "6 abc\n",

@@ -7,8 +7,7 @@ mod layer;
 mod report;
 
 pub(crate) use layer::{Content, tell_skipped, unpack_only};
-use report::Watched;
-pub(crate) use report::{Counter, Report};
+pub(crate) use report::{Counter, Report, Watched};
 
 use crate::{
     error::ImageError,

@@ -19,7 +19,7 @@ use crate::{
 /// Settled last in every Debian image: nothing of the host's stays.
 const SETTLE: &str = include_str!("debian.sh");
 /// Raise it when the way in which Debian images are made changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 pub(super) async fn make(
     build: &Build,

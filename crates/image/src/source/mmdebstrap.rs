@@ -131,7 +131,11 @@ impl Bootstrap {
             // Credentials for a mirror do not belong on a command line; mmdebstrap reads the file.
             place("atoll-sources.list", &sources.lines, 0o600)?;
             place("atoll-sources-public.list", &sources.public_lines, 0o644)?;
-            script.push_str("cp /tmp/atoll-sources-public.list \"$root/etc/apt/sources.list\"\n");
+            // mmdebstrap has put the whole file there, password and all.
+            script.push_str(
+                "rm -f \"$root\"/etc/apt/sources.list.d/*\n\
+                 cp /tmp/atoll-sources-public.list \"$root/etc/apt/sources.list\"\n",
+            );
         }
         place("atoll-script", &script, 0o755)
     }

@@ -3,8 +3,13 @@
 pub mod apt_sources;
 mod base;
 mod debian;
+mod directory;
+pub mod manifest;
 mod mmdebstrap;
+mod oci;
 pub mod progress;
+mod registry;
+mod stack;
 mod tarball;
 
 use crate::{
@@ -19,6 +24,8 @@ pub(crate) async fn make(build: &Build) -> Result<Made, ImageError> {
         TemplateSource::Tarball(path) => tarball::make(build, path).await,
         TemplateSource::Debian { suite, packages } => debian::make(build, suite, packages).await,
         TemplateSource::Base => base::make(build).await,
-        _ => Err(ImageError::source("not there yet", "")),
+        TemplateSource::Directory(path) => directory::make(build, path).await,
+        TemplateSource::OciLayout { path, tag } => oci::make(build, path, tag.as_deref()).await,
+        TemplateSource::Registry(reference) => registry::make(build, reference).await,
     }
 }

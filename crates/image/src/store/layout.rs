@@ -29,6 +29,8 @@ pub(crate) struct Layout {
     directory: PathBuf,
     /// Whether to wait until what is made is on the disk before it gets its name.
     durable: bool,
+    /// Distinguishes this run from others, whose process id may have been the same.
+    run: String,
     counter: AtomicU64,
 }
 
@@ -61,9 +63,14 @@ impl Layout {
         // Set-user-id files of images lie below: nobody but root may get at them.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(&directory, mode).map_err(ImageError::path("protect", &directory))?;
+        let mut random = [0u8; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| ImageError::path("open", &directory)(error.into()))?;
+        let run = format!("{:016x}", u64::from_le_bytes(random));
         Ok(Self {
             directory,
             durable,
+            run,
             counter: AtomicU64::new(0),
         })
     }
@@ -124,11 +131,11 @@ impl Layout {
         self.directory.join("temporary")
     }
 
-    /// A name that nobody else in this process uses.
+    /// A name that nobody else uses.
     fn unique(&self) -> String {
         format!(
             "{}-{}",
-            std::process::id(),
+            self.run,
             self.counter.fetch_add(1, Ordering::Relaxed)
         )
     }

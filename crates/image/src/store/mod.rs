@@ -100,7 +100,7 @@ pub struct ImageDescription {
 }
 
 /// Builds images and keeps them. Clones share one store.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ImageStore {
     pub(crate) inner: Arc<Inner>,
 }
@@ -116,6 +116,12 @@ pub(crate) struct Inner {
     pub(crate) http: std::sync::OnceLock<reqwest::Client>,
     /// Keeps other processes out for as long as it is open.
     _lock: fs::File,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "store in {}", self.layout.directory().display())
+    }
 }
 
 #[derive(Default)]

@@ -134,6 +134,14 @@ impl Inner {
         }
     }
 
+    /// Deletes a download whose layer is unpacked, unless another build still needs it.
+    pub(crate) fn drop_blob(&self, digest: &Digest) {
+        let state = self.state();
+        if !self.options.keep_blobs && !state.blob_uses.contains_key(digest) {
+            _ = fs::remove_file(self.layout.blob(digest));
+        }
+    }
+
     /// Gives a layer that was made its name, and holds it.
     pub(crate) fn publish_layer(
         self: &Arc<Self>,
