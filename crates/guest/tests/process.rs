@@ -8,7 +8,11 @@ use api::envd::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 use support::{Guest, bash, basic};
 
 #[tokio::test]
@@ -364,23 +368,43 @@ async fn the_deadline_kills_the_process() {
 #[tokio::test]
 async fn a_client_that_comes_back_sees_what_it_missed() {
     let guest = Guest::start();
-    let gate = guest.path("gate");
+    let (one, two) = (guest.path("one"), guest.path("two"));
     let script = format!(
-        "mkfifo {gate}; echo first; cat {gate}; echo second; echo third >&2; cat {gate}; exit 5"
+        "mkfifo {one} {two}; echo first; cat {one}; echo second; echo third >&2; cat {two}; exit 5"
     );
-    let mut events = guest.start_process(bash(&script), &[]).await;
-    let pid = events.pid().await;
-    events.until("first\n").await;
-    drop(events);
-    // The process goes on without a listener, until it waits at the gate again.
-    std::fs::write(&gate, "").unwrap();
-    let reopened = std::fs::File::options().write(true).open(&gate).unwrap();
+    // Spoken by hand, to know when the guest has noticed that the client left.
+    let mut socket = TcpStream::connect(("127.0.0.1", guest.port)).unwrap();
+    let message = seal(0, bash(&script).to_string().as_bytes());
+    write!(
+        socket,
+        "POST /process.Process/Start HTTP/1.1\r\nhost: test\r\ncontent-type: \
+         application/connect+json\r\ncontent-length: {}\r\n\r\n",
+        message.len()
+    )
+    .unwrap();
+    socket.write_all(&message).unwrap();
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains(&STANDARD.encode("first\n")) {
+        let mut buffer = [0; 4096];
+        let count = socket.read(&mut buffer).unwrap();
+        seen.extend_from_slice(&buffer[..count]);
+    }
+    socket.shutdown(std::net::Shutdown::Write).unwrap();
+    socket.read_to_end(&mut seen).unwrap();
+    let list = guest
+        .call("/process.Process/List", json!({}))
+        .await
+        .unwrap();
+    let pid = list["processes"][0]["pid"].as_u64().unwrap() as u32;
+    // The process goes on without a listener, until it waits at the second gate.
+    std::fs::write(&one, "").unwrap();
+    let gate = std::fs::File::options().write(true).open(&two).unwrap();
     let mut back = guest.connect(pid).await;
     assert_eq!(back.pid().await, pid);
     let seen = back.until("third\n").await;
     assert_eq!(seen, "second\nthird\n");
     drop(back);
-    drop(reopened);
+    drop(gate);
     guest.wait_until_idle().await;
     // It has ended by now; the end is still told, more than once.
     for _ in 0..2 {
@@ -410,7 +434,7 @@ async fn several_clients_see_the_same() {
 async fn a_flood_is_delivered_whole_in_bounded_memory() {
     let guest = Guest::start();
     let before = guest.peak_memory();
-    let mut events = guest.start_process(bash("yes | head -c 200M"), &[]).await;
+    let mut events = guest.start_process(bash("yes | head -c 64M"), &[]).await;
     let mut total = 0;
     loop {
         match events.next().await.unwrap() {
@@ -422,7 +446,7 @@ async fn a_flood_is_delivered_whole_in_bounded_memory() {
             _ => {}
         }
     }
-    assert_eq!(total, 200 << 20);
+    assert_eq!(total, 64 << 20);
     let grown = guest.peak_memory() - before;
     assert!(grown < 16 << 10, "the guest grew by {grown} KiB");
 }

@@ -132,6 +132,8 @@ impl Upload {
                     Some(inflater) => {
                         inflater
                             .write_all(step)
+                            // Else some of it waits inside for the next step.
+                            .and_then(|()| inflater.flush())
                             .map_err(|error| inflate_failure(&error))?;
                         form.push(&std::mem::take(inflater.get_mut()));
                     }

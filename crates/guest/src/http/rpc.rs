@@ -219,9 +219,19 @@ impl Messages {
     }
 
     /// The only message of a request that has one.
+    ///
+    /// Reads the body to its end: if some of it were left, the connection would no longer be read,
+    /// and nobody would notice when the client goes away.
     pub async fn only<T: DeserializeOwned>(mut self) -> Result<T, ConnectError> {
         let message = self.next().await?;
-        message.ok_or_else(|| ConnectError::new(Code::Unimplemented, "request has no message"))
+        let message = message
+            .ok_or_else(|| ConnectError::new(Code::Unimplemented, "request has no message"))?;
+        if self.next::<serde::de::IgnoredAny>().await?.is_some() {
+            let text = "request has more than one message";
+            return Err(ConnectError::new(Code::Unimplemented, text));
+        }
+        while let Ok(Some(_)) = next(&mut self.body).await {}
+        Ok(message)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     logs::{LineLog, Logs},
 };
 use api::envd::process::{EndEvent, OutputStream, ProcessConfig};
-use rustix::io::Errno;
+use rustix::{io::Errno, process::Pid};
 use std::{
     cell::{Cell, RefCell},
     io,
@@ -199,9 +199,7 @@ impl Process {
         if self.has_exited() {
             return Ok(());
         }
-        let Some(pid) = i32::try_from(self.pid)
-            .ok()
-            .and_then(rustix::process::Pid::from_raw)
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw)
         else {
             return Ok(());
         };
@@ -219,17 +217,18 @@ impl Process {
 }
 
 /// Processes whose session is `session`, from `/proc`.
-fn session_members(session: u32) -> Vec<rustix::process::Pid> {
+fn session_members(session: u32) -> Vec<Pid> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
     let numbers = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let pids = numbers.filter_map(rustix::process::Pid::from_raw);
-    pids.filter(|pid| {
-        let own = rustix::process::getsid(Some(*pid)).ok();
-        own.and_then(|own| u32::try_from(own.as_raw_nonzero().get()).ok()) == Some(session)
-    })
-    .collect()
+    let members = numbers.filter(|pid: &i32| {
+        // SAFETY: takes a number and gives one. (`rustix` has no answer for processes whose
+        // session is not of this namespace, which the kernel calls 0.)
+        let own = unsafe { libc::getsid(*pid) };
+        u32::try_from(own) == Ok(session)
+    });
+    members.filter_map(Pid::from_raw).collect()
 }

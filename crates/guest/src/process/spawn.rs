@@ -224,10 +224,12 @@ unsafe fn become_program(plan: &mut Plan) -> (Step, libc::c_int) {
     // SAFETY: system calls on prepared memory, per this function's contract. Descriptors are the
     // child's own copies.
     unsafe {
-        let mut default = std::mem::zeroed::<libc::sigaction>();
-        default.sa_sigaction = libc::SIG_DFL;
+        // The kernel's own `sigaction`, all zero: default handling. The C library's call would leave
+        // out the two signals that it keeps to itself, which its own `posix_spawn` ignores.
+        let default = [0_u64; 4];
         for signal in 1..=64 {
-            libc::sigaction(signal, &raw const default, ptr::null_mut());
+            let none = ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, 8);
         }
         let flags = libc::O_WRONLY | libc::O_CLOEXEC;
         let oom = libc::open(c"/proc/self/oom_score_adj".as_ptr(), flags);
@@ -330,8 +332,8 @@ mod tests {
         let script = "test \"$A\" = b || exit 1; test \"$PWD\" = / || exit 2
             test \"$(cat /proc/self/oom_score_adj)\" = 500 || exit 3
             test \"$(ps -o sid= -p $$ | tr -d ' ')\" = $$ || exit 4
-            grep -q 'SigIgn:.0000000000000000' /proc/$$/status || exit 5
-            grep -q 'SigBlk:.0000000000000000' /proc/$$/status || exit 6
+            grep -q SigIgn:.0000000000000000 /proc/self/status || exit 5
+            grep -q 'SigBlk:.0000000000000000' /proc/self/status || exit 6
             test \"$(/bin/ls /proc/self/fd | wc -l)\" = 4 || exit 7
             exit 42";
         assert_eq!(
