@@ -120,7 +120,12 @@ impl Bootstrap {
                 .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
                 .map_err(ImageError::path("write", &path))
         };
-        for (name, mode) in [("lower", 0o1777), ("upper", 0o1777), ("work", 0o700)] {
+        for (name, mode) in [
+            ("lower", 0o1777),
+            ("upper", 0o1777),
+            ("work", 0o700),
+            ("merged", 0o755),
+        ] {
             let path = work.path().join(name);
             fs::create_dir(&path)
                 .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
@@ -192,16 +197,18 @@ impl Bootstrap {
     }
 }
 
-/// `$1` becomes /run/atoll-packages and `$2` becomes /tmp, in this mount namespace only.
+/// `$2` becomes /tmp and `$1` becomes /tmp/packages, in this mount namespace only.
 ///
 /// dpkg waits for the disk after every package; on a volatile overlay (Linux 5.10) it need not.
-/// Nothing is lost by that: what lies there is thrown away anyhow.
-const ENTER: &str = "set -e; mount -t tmpfs -o mode=755 tmpfs /run; mkdir /run/atoll-packages; \
-     mount --bind \"$1\" /run/atoll-packages; cd \"$2\"; \
-     mount -t overlay -o volatile,lowerdir=lower,upperdir=upper,workdir=work overlay /tmp \
-     2>/dev/null || mount --bind upper /tmp; shift 2; cd /; exec \"$@\"";
+/// Nothing is lost by that: what lies there is thrown away anyhow. All is put together below `$2`
+/// first, because the store may itself lie in /tmp.
+const ENTER: &str = "set -e; cd \"$2\"; \
+     mount -t overlay -o volatile,lowerdir=lower,upperdir=upper,workdir=work overlay merged \
+     2>/dev/null || mount --bind upper merged; \
+     mkdir merged/packages; mount --bind \"$1\" merged/packages; \
+     mount --rbind merged /tmp; shift 2; cd /; exec \"$@\"";
 const SETUP_HOOK: &str = "--setup-hook=mkdir -p \"$1/var/cache/apt/archives\" && \
-     mount --bind /run/atoll-packages \"$1/var/cache/apt/archives\"";
+     mount --bind /tmp/packages \"$1/var/cache/apt/archives\"";
 
 fn failed(status: ExitStatus, lines: &VecDeque<String>) -> ImageError {
     let lines = lines
@@ -212,7 +219,8 @@ fn failed(status: ExitStatus, lines: &VecDeque<String>) -> ImageError {
     ImageError::Tool {
         cause: format!("mmdebstrap failed ({status}):\n{lines}"),
         remedy: "check that the suite and the packages exist and that the Debian mirror in \
-                 /etc/apt can be reached; packages that were downloaded are kept"
+                 /etc/apt can be reached, and that debian-archive-keyring is installed; packages \
+                 that were downloaded are kept"
             .into(),
     }
 }

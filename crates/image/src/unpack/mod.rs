@@ -233,19 +233,24 @@ impl Unpacker {
     }
 
     /// Marks `hidden` as gone from the layers below.
+    ///
+    /// Only where there is a directory below: in one that nothing is merged with, overlayfs would
+    /// list the mark as a file.
     fn white_out(&mut self, parent: &Path, hidden: &OsStr) -> Result<(), Fault> {
         let place = self.tree.parent(parent)?;
+        let path = place.path.join(hidden);
         match look(&place.directory, hidden)? {
             None => {
-                let mode = Mode::from_raw_mode(0o600);
-                let device = FileType::CharacterDevice;
-                rustix::fs::mknodat(&place.directory, hidden, device, mode, 0)?;
+                let directory = place.directory.try_clone().map_err(Fault::System)?;
+                if self.tree.is_merged(&path)? {
+                    let mode = Mode::from_raw_mode(0o600);
+                    rustix::fs::mknodat(&directory, hidden, FileType::CharacterDevice, mode, 0)?;
+                }
             }
             // A whiteout is about the layers below; the layer's own directory stays, and hides.
             Some(stat) if kind(&stat) == FileType::Directory => {
-                let path = place.path.join(hidden);
-                let directory =
-                    open_real(&self.tree.root, &path, OFlags::PATH | OFlags::DIRECTORY)?;
+                let flags = OFlags::PATH | OFlags::DIRECTORY;
+                let directory = open_real(&self.tree.root, &path, flags)?;
                 tree::set_opaque(&Place { directory, path })?;
             }
             Some(_) => {}

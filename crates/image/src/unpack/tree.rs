@@ -215,6 +215,21 @@ impl Tree {
         })
     }
 
+    /// Whether what lies at the real path `path` would be laid over a directory's content below.
+    pub fn is_merged(&mut self, path: &Path) -> Result<bool, Errno> {
+        if hides(&self.root, path)? {
+            return Ok(false);
+        }
+        let merged = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => {
+                matches!(self.lowers.find(parent)?, Below::Directory(_))
+            }
+            _ => true,
+        };
+        self.took_from_below |= !merged;
+        Ok(merged)
+    }
+
     /// Goes to `path` part by part, through symbolic links.
     fn walk(&mut self, path: &Path, make: bool) -> Result<Place, Fault> {
         let mut here = self.open_place(Path::new(""))?;
@@ -317,13 +332,34 @@ impl Tree {
 }
 
 /// Marks a directory as hiding all that lower layers have in it.
+///
+/// Marks inside it that single names are gone say nothing any more, and go.
 pub fn set_opaque(place: &Place) -> Result<(), Errno> {
-    let directory = open_real(
-        &place.directory,
-        Path::new(""),
-        OFlags::RDONLY | OFlags::DIRECTORY,
-    )?;
-    rustix::fs::fsetxattr(&directory, OPAQUE, b"y", rustix::fs::XattrFlags::empty())
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let directory = open_real(&place.directory, Path::new(""), flags)?;
+    rustix::fs::fsetxattr(&directory, OPAQUE, b"y", rustix::fs::XattrFlags::empty())?;
+    remove_whiteouts(&directory)
+}
+
+/// Recurses at most as deep as the limit that held when the directories were made.
+fn remove_whiteouts(directory: &OwnedFd) -> Result<(), Errno> {
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        match entry.file_type() {
+            FileType::Directory if name != "." && name != ".." => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+                remove_whiteouts(&open_real(directory, Path::new(name), flags)?)?;
+            }
+            FileType::CharacterDevice | FileType::Unknown
+                if look(directory, name)?.is_some_and(|stat| is_whiteout(&stat)) =>
+            {
+                rustix::fs::unlinkat(directory, name, AtFlags::empty())?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn names(path: &Path) -> VecDeque<OsString> {

@@ -187,6 +187,8 @@ pub async fn serve(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> 
                 let mut head = Vec::new();
                 while !head.windows(4).any(|window| window == b"\r\n\r\n") {
                     match client.read_buf(&mut head).await {
+                        // Somebody tries TLS.
+                        Ok(1..) if head[0] == 0x16 => return,
                         Ok(1..) => {}
                         _ => return,
                     }

@@ -1,31 +1,24 @@
-//! `dir:PATH`: a folder, copied.
-//!
-//! Files are shared with the original where the file system can (reflinks), hard links and holes
-//! stay what they are, sockets and devices are left out, and other file systems mounted below are
-//! left empty. The layer's name is the digest of all that was copied.
+//! Copying a folder into a layer, and computing the layer's name meanwhile.
 
+use super::walk::{Place, Trouble, Visit, walk};
 use crate::{
-    build::{Build, Counter, Made, Report, tell_skipped},
+    build::{Counter, Report, tell_skipped},
     digest::{Digest, Hasher},
     error::ImageError,
     limits::Limits,
-    store::{ImageConfig, Inner, LayerRecord, LayerUse},
+    store::{Inner, LayerRecord, LayerUse},
     unpack::{Skipped, is_zero, metadata, write_without_zeros},
 };
 use rustix::{
     fd::{AsFd, OwnedFd},
-    fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Uid, XattrFlags},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Uid, XattrFlags},
     io::Errno,
 };
 use std::{
     collections::HashMap,
-    ffi::{OsStr, OsString},
     fs::File,
     io,
-    os::unix::{
-        ffi::{OsStrExt, OsStringExt},
-        fs::FileExt,
-    },
+    os::unix::{ffi::OsStrExt, fs::FileExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,238 +26,8 @@ use std::{
 const PIECE: usize = 256 << 10;
 const PAGE: usize = 4 << 10;
 
-pub(super) async fn make(build: &Build, path: &Path) -> Result<Made, ImageError> {
-    let step = build
-        .report
-        .step(format!("looking at {}", path.display()), None);
-    let (source, store) = (path.to_owned(), build.store.clone());
-    let (fingerprint, total) = build
-        .blocking(move |report| {
-            let mut survey = Survey::default();
-            walk(&source, &store, report, &mut survey, &step)?;
-            let total = survey.bytes;
-            Ok((format!("tree {}", survey.hasher.finish()), total))
-        })
-        .await?;
-    if let Some(image) = build.unchanged(&fingerprint) {
-        return Ok(Made::Unchanged(image));
-    }
-    let counter = build
-        .report
-        .step(format!("copying {}", path.display()), Some(total));
-    let (source, store) = (path.to_owned(), build.store.clone());
-    let layer = build
-        .blocking(move |report| copy(&source, &store, report, &counter))
-        .await?;
-    Ok(Made::Image {
-        layers: vec![layer],
-        config: ImageConfig::default(),
-        fingerprint,
-    })
-}
-
-/// What is done with each entry of a tree.
-trait Visit {
-    /// Sees an entry that is not a directory, or a directory before its content.
-    fn enter(&mut self, place: &Place<'_>) -> Result<(), Trouble>;
-    /// Sees a directory after its content.
-    fn leave(&mut self, _place: &Place<'_>) -> Result<(), Trouble> {
-        Ok(())
-    }
-}
-
-/// An entry of the tree.
-struct Place<'a> {
-    /// The directory that it is in.
-    parent: &'a OwnedFd,
-    /// Its name in there.
-    name: &'a OsStr,
-    /// Its path below the root; empty for the root.
-    path: &'a Path,
-    stat: Stat,
-}
-
-/// Why a tree can't be copied.
-enum Trouble {
-    /// It changed meanwhile.
-    Changed,
-    System(io::Error),
-    Other(ImageError),
-}
-
-impl From<Errno> for Trouble {
-    fn from(error: Errno) -> Self {
-        match error {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Self::Changed,
-            error => Self::System(error.into()),
-        }
-    }
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        Self::System(error)
-    }
-}
-
-struct Walk<'a> {
-    limits: Limits,
-    device: u64,
-    /// The store itself, which may lie inside the tree.
-    store: (u64, u64),
-    report: &'a Report,
-    counter: &'a Counter,
-    entries: u64,
-}
-
-fn walk(
-    source: &Path,
-    store: &Inner,
-    report: &Report,
-    visit: &mut dyn Visit,
-    counter: &Counter,
-) -> Result<(), ImageError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, source, flags, Mode::empty()).map_err(|error| {
-        ImageError::source(
-            format!(
-                "can't read the folder `{}`: {}",
-                source.display(),
-                io::Error::from(error)
-            ),
-            "check the path; it is read on the node, by the user that Atoll runs as",
-        )
-    })?;
-    let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
-    let own = rustix::fs::stat(store.layout.directory())
-        .map_err(|error| ImageError::path("read", store.layout.directory())(error.into()))?;
-    let stat =
-        rustix::fs::fstat(&root).map_err(|error| ImageError::path("read", source)(error.into()))?;
-    let mut walk = Walk {
-        limits: store.options.limits,
-        device: stat.st_dev,
-        store: identity(own),
-        report,
-        counter,
-        entries: 0,
-    };
-    let mut at = PathBuf::new();
-    let result = walk.directory(&root, OsStr::new("."), &mut at, stat, visit, 0);
-    result.map_err(|trouble| match trouble {
-        Trouble::Changed => ImageError::source(
-            format!("`{}` changed while it was read", source.join(&at).display()),
-            "build again when nothing writes to the folder",
-        ),
-        Trouble::System(error) => ImageError::path("copy", &source.join(&at))(error),
-        Trouble::Other(error) => error,
-    })
-}
-
-impl Walk<'_> {
-    fn directory(
-        &mut self,
-        parent: &OwnedFd,
-        name: &OsStr,
-        path: &mut PathBuf,
-        stat: Stat,
-        visit: &mut dyn Visit,
-        depth: usize,
-    ) -> Result<(), Trouble> {
-        let too_many = |what: &str, limit: u64| {
-            Trouble::Other(ImageError::source(
-                format!("the folder has more than {limit} {what}"),
-                "choose a smaller folder",
-            ))
-        };
-        if depth > self.limits.depth {
-            return Err(too_many(
-                "directories within each other",
-                self.limits.depth as u64,
-            ));
-        }
-        visit.enter(&Place {
-            parent,
-            name,
-            path,
-            stat,
-        })?;
-        let foreign = stat.st_dev != self.device;
-        if !foreign && (stat.st_dev, stat.st_ino) != self.store {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let directory = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-            let mut names = Vec::new();
-            for entry in Dir::read_from(&directory)? {
-                let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
-                if name != "." && name != ".." {
-                    names.push(name);
-                }
-            }
-            names.sort();
-            for name in names {
-                self.report
-                    .check()
-                    .map_err(|_| Trouble::Other(ImageError::Cancelled))?;
-                self.entries += 1;
-                self.counter.add(0);
-                if self.entries > self.limits.entries {
-                    return Err(too_many("entries", self.limits.entries));
-                }
-                path.push(&name);
-                let stat = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-                match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory => {
-                        self.directory(&directory, &name, path, stat, visit, depth + 1)?;
-                    }
-                    _ => visit.enter(&Place {
-                        parent: &directory,
-                        name: &name,
-                        path,
-                        stat,
-                    })?,
-                }
-                path.pop();
-            }
-        }
-        visit.leave(&Place {
-            parent,
-            name,
-            path,
-            stat,
-        })
-    }
-}
-
-/// Tells whether a tree changed, without reading its files.
-#[derive(Default)]
-struct Survey {
-    hasher: Hasher,
-    bytes: u64,
-}
-
-impl Visit for Survey {
-    fn enter(&mut self, place: &Place<'_>) -> Result<(), Trouble> {
-        let stat = &place.stat;
-        self.hasher.field(place.path.as_os_str().as_bytes());
-        for number in [
-            stat.st_dev,
-            stat.st_ino,
-            u64::from(stat.st_mode),
-            stat.st_size as u64,
-        ] {
-            self.hasher.update(&number.to_le_bytes());
-        }
-        // The time of change covers owner, mode, attributes and content.
-        self.hasher.update(&stat.st_ctime.to_le_bytes());
-        self.hasher.update(&stat.st_ctime_nsec.to_le_bytes());
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-            self.bytes += stat.st_size as u64;
-        }
-        Ok(())
-    }
-}
-
 /// Copies a tree into a new layer. Blocks.
-fn copy(
+pub(super) fn copy(
     source: &Path,
     store: &Arc<Inner>,
     report: &Report,
