@@ -391,7 +391,7 @@ mod tests {
             let fits = nodes.iter().filter_map(|n| score(n, &request, &policy, seed).ok());
             match answer {
                 Ok(placement) => {
-                    prop_assert_eq!(Some(&placement.score), fits.min().as_ref());
+                    prop_assert_eq!(Some(placement.score.clone()), fits.min());
                     let chosen = nodes.iter().find(|n| {
                         n.id == placement.node && score(n, &request, &policy, seed).is_ok()
                     });

@@ -166,6 +166,8 @@ impl Builder {
             drop(guard);
             builder.lock().remove(&build.id);
             told.end(result);
+            // Only now: what the build made superfluous can be removed.
+            builder.wake.notify_one();
         });
         feed
     }
@@ -273,7 +275,6 @@ impl Builder {
             let transaction = Transaction { conditions, then };
             let outcome = self.collections.store.transact(transaction).await?;
             if outcome.committed() {
-                self.wake.notify_one();
                 return self.catalogue.reached(outcome.revision()).await;
             }
         }

@@ -245,8 +245,9 @@ impl Templates {
             let outcome = collections.store.transact(transaction).await?;
             if outcome.committed() {
                 self.plane.starts.forget(&id);
+                let reached = self.plane.catalogue.reached(outcome.revision()).await;
                 self.plane.builder.wake.notify_one();
-                return self.plane.catalogue.reached(outcome.revision()).await;
+                return reached;
             }
         }
     }
@@ -267,8 +268,10 @@ impl Templates {
             })
             .await?
             .ok_or_else(|| super::absent(text))?;
+        // The reconciler reads the catalogue: it must see the change when it wakes.
+        let reached = self.plane.catalogue.reached(changed.modified).await;
         self.plane.builder.wake.notify_one();
-        self.plane.catalogue.reached(changed.modified).await?;
+        reached?;
         Ok(changed.record)
     }
 }

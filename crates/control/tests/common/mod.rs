@@ -33,10 +33,10 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 /// The key that every test's control plane starts with.
-pub const FIRST_KEY: &str = "e2b_0123456789abcdef0123456789abcdef01234567";
+pub(crate) const FIRST_KEY: &str = "e2b_0123456789abcdef0123456789abcdef01234567";
 
 /// How long anything may take that should happen by itself.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
 struct Kept {
@@ -50,16 +50,16 @@ struct Kept {
 }
 
 /// A node that runs nothing.
-pub struct FakeNode {
+pub(crate) struct FakeNode {
     id: NodeId,
     kept: Mutex<Kept>,
     sandboxes_max: u32,
     /// Builds of `base` and of `debian:slow` wait until this is true.
-    pub gate: watch::Sender<bool>,
+    pub(crate) gate: watch::Sender<bool>,
 }
 
 impl FakeNode {
-    pub fn new(id: &str) -> Arc<Self> {
+    pub(crate) fn new(id: &str) -> Arc<Self> {
         Arc::new(Self {
             id: id.parse().unwrap(),
             kept: Mutex::default(),
@@ -68,7 +68,7 @@ impl FakeNode {
         })
     }
 
-    pub fn small(id: &str, sandboxes_max: u32) -> Arc<Self> {
+    pub(crate) fn small(id: &str, sandboxes_max: u32) -> Arc<Self> {
         let kept = Mutex::default();
         let gate = watch::Sender::new(true);
         Arc::new(Self {
@@ -80,24 +80,24 @@ impl FakeNode {
     }
 
     /// The next creation fails so.
-    pub fn refuse_next(&self, problem: Problem) {
+    pub(crate) fn refuse_next(&self, problem: Problem) {
         self.kept.lock().unwrap().refusals.push_back(problem);
     }
 
-    pub fn requests(&self) -> Vec<CreateSandbox> {
+    pub(crate) fn requests(&self) -> Vec<CreateSandbox> {
         self.kept.lock().unwrap().requests.clone()
     }
 
-    pub fn removed(&self) -> Vec<ImageDigest> {
+    pub(crate) fn removed(&self) -> Vec<ImageDigest> {
         self.kept.lock().unwrap().removed.clone()
     }
 
-    pub fn builds(&self) -> Vec<TemplateSource> {
+    pub(crate) fn builds(&self) -> Vec<TemplateSource> {
         self.kept.lock().unwrap().builds.clone()
     }
 
     /// A sandbox ends by itself.
-    pub fn end(&self, id: &str, reason: EndReason) {
+    pub(crate) fn end(&self, id: &str, reason: EndReason) {
         let mut kept = self.kept.lock().unwrap();
         let status = kept.sandboxes.get_mut(&id.parse().unwrap()).unwrap();
         let at = "2026-01-02T03:04:05Z".parse().unwrap();
@@ -320,56 +320,56 @@ impl Node for FakeNode {
 
 /// An answer, read to its end.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub text: String,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
 }
 
 impl Answer {
     #[track_caller]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
     }
 
     #[track_caller]
-    pub fn expect(self, status: u16) -> Self {
+    pub(crate) fn expect(self, status: u16) -> Self {
         assert_eq!(self.status.as_u16(), status, "{}", self.text);
         self
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    pub fn message(&self) -> String {
+    pub(crate) fn message(&self) -> String {
         self.json()["message"].as_str().unwrap().to_owned()
     }
 }
 
 /// A control plane under test.
-pub struct Plane {
-    pub control: Control,
-    pub node: Arc<FakeNode>,
-    pub store: Arc<dyn Store>,
+pub(crate) struct Plane {
+    pub(crate) control: Control,
+    pub(crate) node: Arc<FakeNode>,
+    pub(crate) store: Arc<dyn Store>,
     router: Router,
-    pub folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Plane {
     /// With `base` built.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let plane = Self::start_with(|_| {}).await;
         plane.until_base_is_ready().await;
         plane
     }
 
-    pub async fn start_with(change: impl FnOnce(&mut ControlOptions)) -> Self {
+    pub(crate) async fn start_with(change: impl FnOnce(&mut ControlOptions)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self::start_in(folder, FakeNode::new("n0de"), change).await
     }
 
-    pub async fn start_in(
+    pub(crate) async fn start_in(
         folder: tempfile::TempDir,
         node: Arc<FakeNode>,
         change: impl FnOnce(&mut ControlOptions),
@@ -397,7 +397,7 @@ impl Plane {
         }
     }
 
-    pub async fn until_base_is_ready(&self) {
+    pub(crate) async fn until_base_is_ready(&self) {
         self.until("base is ready", async || {
             let base = self.call("GET", "/templates/base", FIRST_KEY, None).await;
             base.status == 200 && base.json()["buildStatus"] == "ready"
@@ -406,7 +406,7 @@ impl Plane {
     }
 
     /// Asks again and again, for a while.
-    pub async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    pub(crate) async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
         let wait = async {
             while !condition().await {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -417,7 +417,7 @@ impl Plane {
         }
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = tokio::time::timeout(PATIENCE, body.collect())
@@ -432,7 +432,7 @@ impl Plane {
         }
     }
 
-    pub async fn call(&self, method: &str, path: &str, key: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn call(&self, method: &str, path: &str, key: &str, body: Option<Value>) -> Answer {
         let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
         let request = Request::builder()
             .method(method)
@@ -442,16 +442,16 @@ impl Plane {
         self.send(request.unwrap()).await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.call("GET", path, FIRST_KEY, None).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.call("POST", path, FIRST_KEY, Some(body)).await
     }
 
     /// Creates a sandbox and returns its id.
-    pub async fn sandbox(&self, key: &str, mut body: Value) -> String {
+    pub(crate) async fn sandbox(&self, key: &str, mut body: Value) -> String {
         body.as_object_mut()
             .unwrap()
             .entry("templateID")
@@ -464,14 +464,14 @@ impl Plane {
     }
 
     /// A key of a new tenant.
-    pub async fn stranger(&self) -> String {
+    pub(crate) async fn stranger(&self) -> String {
         let body = serde_json::json!({"name": "stranger", "tenant": "new"});
         let created = self.post("/v1/keys", body).await.expect(201);
         created.json()["secret"].as_str().unwrap().to_owned()
     }
 
     /// The lines that `POST /v1/templates` answers with.
-    pub async fn build(&self, key: &str, body: Value) -> Vec<Value> {
+    pub(crate) async fn build(&self, key: &str, body: Value) -> Vec<Value> {
         let answer = self
             .call("POST", "/v1/templates", key, Some(body))
             .await
@@ -482,4 +482,13 @@ impl Plane {
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
     }
+}
+
+/// The same with `…` for what differs from run to run.
+pub(crate) fn mask(mut value: Value, fields: &[&str]) -> Value {
+    for field in fields {
+        assert!(value[*field].is_string(), "{field}: {value}");
+        value[*field] = "…".into();
+    }
+    value
 }
