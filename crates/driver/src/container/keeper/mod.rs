@@ -91,6 +91,9 @@ fn main(directory: &Path) -> io::Result<()> {
     unsafe { libc::close_range(4, libc::c_uint::MAX, 0) };
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
+    // Whoever connects is told the pid of the process that listened last (unix(7), SO_PEERCRED),
+    // and until now that is the program that started this one.
+    rustix::net::listen(&listener, 16)?;
 
     // Ctrl-C in the client's terminal is not for the keeper, and who stops a service ends the
     // client: the keeper follows when it is no longer needed.
