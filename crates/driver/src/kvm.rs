@@ -1,8 +1,8 @@
 //! Whether KVM runs code here.
 //!
 //! That `/dev/kvm` opens says little: under some hypervisors it opens, makes machines and
-//! processors, and then runs none of their instructions. So a few are run, in the mode that a
-//! kernel runs in: 64-bit, with paging.
+//! processors, and then runs none of their instructions, or interprets them a thousand times too
+//! slowly. So a short program is run, in the mode that a kernel runs in: 64-bit, with paging.
 
 use rustix::{
     fs::{Mode, OFlags},
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// How long a working KVM may take for four instructions; it needs some microseconds.
+/// How long a working KVM may take for the program; it needs a millisecond.
 const DEADLINE: Duration = Duration::from_millis(100);
 
 // linux/kvm.h
@@ -41,8 +41,14 @@ const MEMORY: usize = 0x10000;
 const PAGE_TABLES: u64 = 0x1000;
 const CODE: u64 = 0x8000;
 
-/// `mov eax, 40; add eax, 2; out 0x10, al; hlt`: leaves through the port with 42.
-const PROGRAM: [u8; 11] = [0xb8, 40, 0, 0, 0, 0x83, 0xc0, 2, 0xe6, 0x10, 0xf4];
+/// Counts down from a million, then leaves through a port:
+/// `mov ecx, 1000000; dec ecx; jnz -4; out 0x10, al; hlt`.
+///
+/// The count tells running from interpreting: a processor takes a millisecond, a KVM that
+/// interprets a foreign kernel's instructions one by one takes seconds, and no kernel boots on it.
+const PROGRAM: [u8; 12] = [
+    0xb9, 0x40, 0x42, 0x0f, 0, 0xff, 0xc9, 0x75, 0xfc, 0xe6, 0x10, 0xf4,
+];
 
 /// Succeeds if KVM runs instructions here; else says why not, in half a sentence. Takes at most
 /// some 100 ms. Blocks: call it once, and remember the answer.
@@ -70,7 +76,7 @@ pub fn usable() -> Result<(), String> {
             interrupt(thread, immediate_exit);
         }
         let _ = receiver.recv_timeout(DEADLINE);
-        return Err("it opens, but does not run a 64-bit program within 100 ms".into());
+        return Err("it opens, but does not run ordinary 64-bit code at a usable speed".into());
     }
     let _ = runner.join();
     answer

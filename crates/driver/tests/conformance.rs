@@ -159,16 +159,15 @@ async fn a_sandbox_that_runs_out_of_memory_says_so() {
     let machine = world.prepare(&driver).await.start(spec).await.unwrap();
     let pid = machine.record().pid;
     fs::write(format!("/proc/{pid}/oom_score_adj"), "1000").unwrap();
-    let filler = inside(&*machine, "/dev/shm/filler");
     let group = driver::cgroup::Group::of(
         &driver::cgroup::Hierarchies::find().unwrap(),
         &world.instance,
         machine.record().slot,
     );
-    // A child of the test, moved into the sandbox's groups, uses up what there is.
+    // A child of the test, moved into the sandbox's groups, uses up what there is: two, so that neither is
+    // larger than the one that is marked.
     let mut child = std::process::Command::new("sh")
-        .args(["-c", "read go; echo 0 > /proc/self/oom_score_adj; exec dd if=/dev/zero bs=1M count=64 of=\"$0\""])
-        .arg(&filler)
+        .args(["-c", "read go; tail /dev/zero & exec tail /dev/zero"])
         .stdin(std::process::Stdio::piped())
         .stderr(std::process::Stdio::null())
         .spawn()

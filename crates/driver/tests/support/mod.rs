@@ -1,6 +1,6 @@
 //! What the tests of drivers share: a small root file system, networks, a data directory.
 
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use api::{Bytes, Resources, SandboxId, Secret, TemplateId, boot::Identity};
 use driver::{
@@ -161,6 +161,21 @@ impl World {
     /// Waits until nothing is left, but not long.
     pub async fn expect_nothing_left(&self) {
         wait_for("nothing to be left", || self.leftovers().is_empty()).await;
+    }
+}
+
+/// A test that failed leaves nothing either.
+impl Drop for World {
+    fn drop(&mut self) {
+        let Ok(hierarchies) = driver::cgroup::Hierarchies::find() else {
+            return;
+        };
+        for slot in driver::cgroup::Group::slots(&hierarchies, &self.instance) {
+            let group = driver::cgroup::Group::of(&hierarchies, &self.instance, slot);
+            let _ = group.kill_all();
+            let _ = group.remove();
+        }
+        driver::cgroup::Group::remove_instance(&hierarchies, &self.instance);
     }
 }
 

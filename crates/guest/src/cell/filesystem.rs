@@ -193,7 +193,8 @@ fn show_cgroups(view: &CgroupView) -> Result<(), CellError> {
         }
         CgroupView::Legacy { hierarchies } => {
             let options = [("size", "64k"), ("mode", "755")];
-            attach(&file_system("tmpfs", &options, STRICT)?, "sys/fs/cgroup")?;
+            let folder = file_system("tmpfs", &options, STRICT)?;
+            attach(&folder, "sys/fs/cgroup")?;
             for name in hierarchies {
                 let place = format!("sys/fs/cgroup/{name}");
                 rustix::fs::mkdir(&place, Mode::from_raw_mode(0o755))
@@ -201,6 +202,7 @@ fn show_cgroups(view: &CgroupView) -> Result<(), CellError> {
                 let flags: Vec<(&str, &str)> = name.split(',').map(|flag| (flag, "")).collect();
                 attach(&file_system("cgroup", &flags, strict)?, &place)?;
             }
+            set_read_only(&folder)?;
         }
     }
     Ok(())

@@ -92,6 +92,7 @@ impl Nursery {
             Ok((users, start_time)) => Ok(Cell {
                 pid: child.pid,
                 start_time,
+                first_id: prepare.first_id,
                 process: child.process,
                 control: ours,
                 users,

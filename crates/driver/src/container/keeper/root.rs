@@ -6,13 +6,14 @@
 
 use super::super::protocol::Failure;
 use rustix::{
-    fs::CWD,
+    fs::{CWD, StatVfsMountFlags},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
         fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
         open_tree, unmount,
     },
+    thread::{capabilities, set_capabilities},
 };
 use std::{
     io,
@@ -60,12 +61,39 @@ pub(super) fn map_ids(mount: &OwnedFd, users: &OwnedFd, read_only: bool) -> Resu
     Err(Failure::system("map user ids of a mount", error))
 }
 
+/// Does something with the file system identity of another user, all capabilities kept.
+///
+/// An overlay acts on its layers as whoever mounted it. On mounts that map ids that must be a user
+/// who is mapped, or nothing can be made there; what root of the cell may do is decided before the
+/// overlay acts, by its own identity.
+fn acting_as<T>(
+    user: u32,
+    action: impl FnOnce() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    let capabilities = capabilities(None)?;
+    let act_as = |user: u32| -> rustix::io::Result<()> {
+        // SAFETY: both take a number, and affect this thread alone. They answer what was before,
+        // never an error.
+        unsafe {
+            libc::syscall(libc::SYS_setfsgid, user);
+            libc::syscall(libc::SYS_setfsuid, user);
+        }
+        // Changing from root to another took some of the capabilities away.
+        set_capabilities(None, capabilities)
+    };
+    act_as(user)?;
+    let result = action();
+    act_as(0)?;
+    result
+}
+
 /// The root file system as a detached mount. `layer` is the mount of the writable layer with the
-/// directories `upper` and `work`, already mapped.
+/// directories `upper` and `work`, already mapped; `first_id` is the host's number for root inside.
 pub(super) fn lay(
     layers: &[PathBuf],
     layer: &OwnedFd,
     users: &OwnedFd,
+    first_id: u32,
 ) -> Result<OwnedFd, Failure> {
     if layers.is_empty() || layers.len() > MOST_LAYERS {
         return Err(Failure::Unsupported {
@@ -83,11 +111,11 @@ pub(super) fn lay(
     }
     let by_descriptor = |mount: &OwnedFd| format!("/proc/self/fd/{}", mount.as_raw_fd());
     let paths: Vec<String> = lowers.iter().map(by_descriptor).collect();
-    match overlay(&paths, &by_descriptor(layer)) {
+    acting_as(first_id, || match overlay(&paths, &by_descriptor(layer)) {
         // Before Linux 6.15 an overlay does not take layers that are mounted nowhere.
         Err(Errno::INVAL) => lay_attached(&lowers, layer),
         other => other,
-    }
+    })
     .map_err(|error| Failure::system("lay the root file system", error))
 }
 
@@ -162,9 +190,17 @@ fn overlay(lowers: &[String], layer: &str) -> rustix::io::Result<OwnedFd> {
     // The layer does not outlive the sandbox's machine, so nothing need wait for the disk.
     fsconfig_set_flag(context, "volatile")?;
     fsconfig_create(context)?;
-    fsmount(
+    let root = fsmount(
         context,
         FsMountFlags::FSMOUNT_CLOEXEC,
         MountAttrFlags::MOUNT_ATTR_NODEV,
-    )
+    )?;
+    // If something about the upper layer does not please it, an overlay is read-only in silence.
+    if rustix::fs::fstatvfs(&root)?
+        .f_flag
+        .contains(StatVfsMountFlags::RDONLY)
+    {
+        return Err(Errno::ROFS);
+    }
+    Ok(root)
 }

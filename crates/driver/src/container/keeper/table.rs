@@ -62,6 +62,8 @@ pub(super) enum State {
 pub(super) struct Cell {
     pub(super) pid: u32,
     pub(super) start_time: u64,
+    /// The host's number for its root.
+    pub(super) first_id: u32,
     pub(super) process: OwnedFd,
     pub(super) control: OwnedFd,
     /// Its user namespace, for mapping layers.
@@ -91,7 +93,7 @@ impl Cell {
                 message: "the cell has no layer".into(),
             })?,
         };
-        let root = root::lay(&start.layers, &layer, &self.users)?;
+        let root = root::lay(&start.layers, &layer, &self.users, self.first_id)?;
         self.phases.mark("root file system");
         packet::send(&self.control, &start.claim, &[root.as_fd()])
             .map_err(|error| Failure::system("tell the guest who it is", error))?;
