@@ -21,8 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 const SANDBOX: &str = "i0000000000000000000a";
 const UPSTREAM: Ipv4Addr = Ipv4Addr::new(127, 91, 17, 3);
-const UPSTREAM_PORT: u16 = 18_080;
-const NGINX_PORT: u16 = 18_081;
 
 struct OneSandbox;
 
@@ -105,6 +103,12 @@ fn processor_time(processes: &[u32]) -> Result<f64, Box<dyn Error>> {
     Ok(total)
 }
 
+fn free_port() -> std::io::Result<u16> {
+    Ok(std::net::TcpListener::bind((UPSTREAM, 0))?
+        .local_addr()?
+        .port())
+}
+
 fn children(parent: u32) -> Result<Vec<u32>, Box<dyn Error>> {
     let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
     Ok(text
@@ -127,13 +131,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let cores = std::thread::available_parallelism()?.get();
 
     let folder = tempfile::tempdir()?;
+    let (upstream_port, nginx_port) = (free_port()?, free_port()?);
     let server = format!(
-        "server {{ listen {UPSTREAM}:{UPSTREAM_PORT}; location / {{ return 200 \"hello\\n\"; }} }}"
+        "server {{ listen {UPSTREAM}:{upstream_port}; location / {{ return 200 \"hello\\n\"; }} }}"
     );
     let _upstream = nginx(folder.path(), "upstream", 1, &server)?;
     let server = format!(
-        "upstream sandbox {{ server {UPSTREAM}:{UPSTREAM_PORT}; keepalive 128; }}
-         server {{ listen 127.0.0.1:{NGINX_PORT}; location / {{ proxy_pass http://sandbox;
+        "upstream sandbox {{ server {UPSTREAM}:{upstream_port}; keepalive 128; }}
+         server {{ listen 127.0.0.1:{nginx_port}; location / {{ proxy_pass http://sandbox;
            proxy_http_version 1.1; proxy_set_header Connection \"\";
            proxy_set_header Host $host; proxy_buffering off;
            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
@@ -159,7 +164,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         async move { gateway.serve(listener, shutdown).await }
     });
 
-    let host = format!("{UPSTREAM_PORT}-{SANDBOX}.localhost");
+    let host = format!("{upstream_port}-{SANDBOX}.localhost");
     println!("wrk -t1 -cN -d{seconds}s, {rounds} rounds in turns, {cores} cores, medians");
     println!("µs: processor time for one request, which a busy machine blurs less");
     println!(
@@ -180,7 +185,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         for _ in 0..rounds {
             measure(&format!("http://{address}/"), &me, &mut ours, &mut our_cost)?;
-            let url = format!("http://127.0.0.1:{NGINX_PORT}/");
+            let url = format!("http://127.0.0.1:{nginx_port}/");
             measure(&url, &children(peer.0.id())?, &mut theirs, &mut their_cost)?;
         }
         let (ours, theirs) = (median(&mut ours), median(&mut theirs));
