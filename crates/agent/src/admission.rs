@@ -23,7 +23,11 @@ pub(crate) struct Admission {
 
 impl Admission {
     pub(crate) fn new(limits: Limits, facts: Arc<Facts>) -> Self {
-        Self { limits, facts, promised: Mutex::default() }
+        Self {
+            limits,
+            facts,
+            promised: Mutex::default(),
+        }
     }
 
     pub(crate) fn promised(&self) -> Promised {
@@ -35,10 +39,7 @@ impl Admission {
     }
 
     /// Lets a sandbox in, or says what is used up.
-    pub(crate) fn reserve(
-        self: &Arc<Self>,
-        resources: &Resources,
-    ) -> Result<Reservation, Problem> {
+    pub(crate) fn reserve(self: &Arc<Self>, resources: &Resources) -> Result<Reservation, Problem> {
         let available = self.facts.memory_available();
         if available < self.limits.memory_reserve {
             return Err(Problem::new(
@@ -65,7 +66,10 @@ impl Admission {
         if promised.sandboxes >= self.limits.sandboxes {
             return Err(Problem::new(
                 ErrorCode::OutOfCapacity,
-                format!("this node runs {} sandboxes, the most that it may", promised.sandboxes),
+                format!(
+                    "this node runs {} sandboxes, the most that it may",
+                    promised.sandboxes
+                ),
                 "end sandboxes that are not needed, or raise the node's limit",
             ));
         }
@@ -97,7 +101,10 @@ impl Admission {
         promised.vcpus = promised.vcpus.saturating_add(resources.vcpus);
         promised.memory = promised.memory.saturating_add(resources.memory.0);
         promised.disk = promised.disk.saturating_add(resources.disk.0);
-        Reservation { admission: self.clone(), resources: *resources }
+        Reservation {
+            admission: self.clone(),
+            resources: *resources,
+        }
     }
 }
 
@@ -109,7 +116,11 @@ pub(crate) struct Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut promised = self.admission.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut promised = self
+            .admission
+            .promised
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         promised.sandboxes = promised.sandboxes.saturating_sub(1);
         promised.vcpus = promised.vcpus.saturating_sub(self.resources.vcpus);
         promised.memory = promised.memory.saturating_sub(self.resources.memory.0);
@@ -123,11 +134,17 @@ mod tests {
     use std::path::Path;
 
     fn admission(limits: Limits) -> Arc<Admission> {
-        Arc::new(Admission::new(limits, Arc::new(Facts::new(Path::new("/tmp")))))
+        Arc::new(Admission::new(
+            limits,
+            Arc::new(Facts::new(Path::new("/tmp"))),
+        ))
     }
 
     fn refused(limits: Limits, resources: Resources) -> Problem {
-        admission(limits).reserve(&resources).err().expect("should be refused")
+        admission(limits)
+            .reserve(&resources)
+            .err()
+            .expect("should be refused")
     }
 
     #[test]
@@ -138,17 +155,38 @@ mod tests {
             memory_overcommit: 1.0,
             sandboxes: 1,
         };
-        let small = Resources { memory: Bytes(1), ..Resources::default() };
+        let small = Resources {
+            memory: Bytes(1),
+            ..Resources::default()
+        };
         let much = Bytes(u64::MAX);
 
-        let problem = refused(Limits { memory_reserve: much, ..free }, small);
+        let problem = refused(
+            Limits {
+                memory_reserve: much,
+                ..free
+            },
+            small,
+        );
         assert_eq!(problem.code, ErrorCode::OutOfCapacity);
         assert!(problem.cause.contains("memory left"), "{problem}");
 
-        let problem = refused(Limits { disk_reserve: much, ..free }, small);
+        let problem = refused(
+            Limits {
+                disk_reserve: much,
+                ..free
+            },
+            small,
+        );
         assert_eq!(problem.code, ErrorCode::OutOfDisk);
 
-        let problem = refused(free, Resources { memory: much, ..small });
+        let problem = refused(
+            free,
+            Resources {
+                memory: much,
+                ..small
+            },
+        );
         assert_eq!(problem.code, ErrorCode::OutOfCapacity);
         assert!(problem.cause.contains("promised"), "{problem}");
 

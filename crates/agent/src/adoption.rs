@@ -40,7 +40,11 @@ pub(crate) async fn adopt(parts: &Arc<Parts>, mut ledger: Ledger) -> Result<(), 
     }
     let keep: Vec<u32> = found.iter().map(|(live, _)| live.slot).collect();
 
-    let swept = parts.driver.sweep(&keep).await.map_err(|error| problems::from_driver(&error))?;
+    let swept = parts
+        .driver
+        .sweep(&keep)
+        .await
+        .map_err(|error| problems::from_driver(&error))?;
     let swept_slots = parts.network.sweep(&keep).await?;
     for what in swept.iter().chain(&swept_slots) {
         tracing::info!("removed what an earlier run left: {what}");
@@ -53,8 +57,18 @@ pub(crate) async fn adopt(parts: &Arc<Parts>, mut ledger: Ledger) -> Result<(), 
     for (live, reason) in gone {
         let (id, at) = (live.request.id.clone(), Timestamp::now());
         tracing::info!(sandbox = %id, ?reason, "ended while Atoll was not running");
-        ledger.past.insert(id.clone(), Arc::new(live.past(reason.clone(), at)));
-        write(parts, Record::Ended { id, reason, at }).await?;
+        let status = Arc::new(live.past(reason.clone(), at));
+        ledger.past.insert(id.clone(), status.clone());
+        write(
+            parts,
+            Record::Ended {
+                id,
+                reason,
+                at,
+                status: Some(status),
+            },
+        )
+        .await?;
     }
     if !found.is_empty() || half_made > 0 {
         tracing::info!(
@@ -70,7 +84,11 @@ pub(crate) async fn adopt(parts: &Arc<Parts>, mut ledger: Ledger) -> Result<(), 
 }
 
 async fn write(parts: &Parts, record: Record) -> Result<(), Problem> {
-    parts.journal.append(record).await.map_err(|error| error.problem())
+    parts
+        .journal
+        .append(record)
+        .await
+        .map_err(|error| error.problem())
 }
 
 /// Whether a sandbox goes on, or else why it has ended.
@@ -97,12 +115,17 @@ async fn decide(parts: &Arc<Parts>, live: &Live) -> Result<Adopted, EndReason> {
         Err(error) => {
             let error = problems::chain(&error);
             tracing::error!(sandbox = %id, "cannot go on with it: {error}");
-            return Err(EndReason::Crashed(format!("Atoll was started again and lost it: {error}")));
+            return Err(EndReason::Crashed(format!(
+                "Atoll was started again and lost it: {error}"
+            )));
         }
     };
     let network = async {
         let slot = parts.network.adopt(live.slot, record.pid).await?;
-        parts.network.set_internet(live.slot, live.network.internet).await?;
+        parts
+            .network
+            .set_internet(live.slot, live.network.internet)
+            .await?;
         Ok::<_, Problem>(slot)
     };
     let slot = match network.await {
@@ -130,10 +153,15 @@ async fn decide(parts: &Arc<Parts>, live: &Live) -> Result<Adopted, EndReason> {
 
 fn go_on(parts: &Arc<Parts>, live: &Live, adopted: Adopted) {
     let id = &live.request.id;
-    let (sandbox, inbox) =
-        Sandbox::new(live.request.clone(), live.control_token.clone(), live.started_at);
+    let (sandbox, inbox) = Sandbox::new(
+        live.request.clone(),
+        live.control_token.clone(),
+        live.started_at,
+    );
     let reservation = parts.admission.reserve_adopted(&live.request.resources);
-    let taken = parts.registry.insert_new(id, || Ok::<_, Infallible>(sandbox.clone()));
+    let taken = parts
+        .registry
+        .insert_new(id, || Ok::<_, Infallible>(sandbox.clone()));
     if matches!(taken, Ok(None)) {
         spawn_adopted(parts, sandbox, inbox, reservation, adopted);
     }

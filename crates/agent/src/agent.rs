@@ -23,8 +23,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// The owner of all sandboxes of one machine. It implements [`api::node::Node`] for the control
 /// plane and [`api::route::Locate`] for the gateway.
 ///
-/// Dropping it without [`Agent::stop`] is like killing the program: sandboxes go on, and the next
-/// start finds them.
+/// Its tasks end with [`Agent::stop`] or with the runtime. In the second case, as when the program
+/// is killed, sandboxes go on and the next start finds them.
 pub struct Agent {
     pub(crate) parts: Arc<Parts>,
     pub(crate) on_exit: OnExit,
@@ -40,12 +40,14 @@ impl Agent {
         let directory = options.data_dir.join("agent");
         let data_dir = options.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            let (journal, ledger) =
-                Journal::open(&directory).map_err(|error| error.problem())?;
+            let (journal, ledger) = Journal::open(&directory).map_err(|error| error.problem())?;
             let logs = LogStore::open(directory.join("logs")).map_err(|error| {
                 Problem::new(
                     ErrorCode::Internal,
-                    format!("cannot make the folder for logs in {}: {error}", directory.display()),
+                    format!(
+                        "cannot make the folder for logs in {}: {error}",
+                        directory.display()
+                    ),
                     "check the permissions of the data directory",
                 )
             })?;
@@ -69,7 +71,12 @@ impl Agent {
             images: options.images,
             network: options.network,
             journal,
-            pool: Arc::new(Pool::new(preparer, options.pool, admission.clone(), processors)),
+            pool: Arc::new(Pool::new(
+                preparer,
+                options.pool,
+                admission.clone(),
+                processors,
+            )),
             facts,
             admission,
             registry: Registry::default(),
@@ -87,7 +94,11 @@ impl Agent {
         keepers.spawn(parts.pool.clone().keep(parts.background.clone()));
         keepers.spawn(background::run(parts.clone()));
         tracing::debug!(instance = %options.instance, "the agent serves");
-        Ok(Arc::new(Self { parts, on_exit: options.on_exit, keepers }))
+        Ok(Arc::new(Self {
+            parts,
+            on_exit: options.on_exit,
+            keepers,
+        }))
     }
 
     /// Where the time of starting sandboxes went, phase by phase, since the agent started.
@@ -113,7 +124,9 @@ impl Agent {
         let sandboxes = parts.registry.all_live();
         let count = sandboxes.len();
         let all = futures::future::join_all(
-            sandboxes.into_iter().map(|sandbox| part_with(sandbox, self.on_exit)),
+            sandboxes
+                .into_iter()
+                .map(|sandbox| part_with(sandbox, self.on_exit)),
         );
         if tokio::time::timeout(STOP_DEADLINE, all).await.is_err() {
             tracing::warn!(
@@ -138,7 +151,10 @@ impl Agent {
 pub(crate) async fn part_with(sandbox: Arc<Sandbox>, on_exit: OnExit) {
     let (done, finished) = oneshot::channel();
     let request = match on_exit {
-        OnExit::Kill => Request::Kill { reason: EndReason::NodeStopped, done },
+        OnExit::Kill => Request::Kill {
+            reason: EndReason::NodeStopped,
+            done,
+        },
         OnExit::Keep => Request::Leave { done },
     };
     if sandbox.send(request).await {

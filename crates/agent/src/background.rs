@@ -42,9 +42,16 @@ pub(crate) async fn run(parts: Arc<Parts>) {
 
 fn sample(parts: &Parts) {
     for sandbox in parts.registry.all_live() {
-        let Some(machine) = sandbox.machine() else { continue };
+        let Some(machine) = sandbox.machine() else {
+            continue;
+        };
         let started_at = sandbox.view().started_at;
-        let lock = || sandbox.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || {
+            sandbox
+                .series
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
         if !lock().is_due(started_at, Timestamp::now()) {
             continue;
         }

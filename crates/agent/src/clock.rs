@@ -24,7 +24,10 @@ mod tests {
     fn nothing_overflows() {
         let now = Timestamp::UNIX_EPOCH;
         assert_eq!(after(now, Duration::MAX), Timestamp::MAX);
-        assert_eq!(until(now, after(now, Duration::from_secs(5))), Duration::from_secs(5));
+        assert_eq!(
+            until(now, after(now, Duration::from_secs(5))),
+            Duration::from_secs(5)
+        );
         assert_eq!(until(Timestamp::MAX, now), Duration::ZERO);
     }
 }

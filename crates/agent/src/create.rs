@@ -91,7 +91,9 @@ impl Agent {
             return Err(invalid("a sandbox needs a timeout greater than 0".into()));
         }
         if request.resources.vcpus == 0 || request.resources.memory.0 == 0 {
-            return Err(invalid("a sandbox needs at least one processor and some memory".into()));
+            return Err(invalid(
+                "a sandbox needs at least one processor and some memory".into(),
+            ));
         }
         if request.on_timeout == OnTimeout::Pause {
             return Err(Problem::new(

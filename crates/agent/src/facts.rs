@@ -29,7 +29,10 @@ impl Facts {
         let facts = Self {
             data_dir: data_dir.to_owned(),
             processors,
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
             memory_total: AtomicU64::new(0),
             memory_available: AtomicU64::new(0),
             disk_total: AtomicU64::new(0),
@@ -44,9 +47,10 @@ impl Facts {
     pub(crate) fn refresh(&self) {
         match std::fs::read_to_string("/proc/meminfo") {
             Ok(text) => {
-                for (name, value) in
-                    [("MemTotal", &self.memory_total), ("MemAvailable", &self.memory_available)]
-                {
+                for (name, value) in [
+                    ("MemTotal", &self.memory_total),
+                    ("MemAvailable", &self.memory_available),
+                ] {
                     if let Some(bytes) = meminfo_field(&text, name) {
                         value.store(bytes, Relaxed);
                     }
@@ -56,17 +60,24 @@ impl Facts {
         }
         match rustix::fs::statvfs(&self.data_dir) {
             Ok(disk) => {
-                self.disk_total.store(disk.f_blocks.saturating_mul(disk.f_frsize), Relaxed);
-                self.disk_free.store(disk.f_bavail.saturating_mul(disk.f_frsize), Relaxed);
+                self.disk_total
+                    .store(disk.f_blocks.saturating_mul(disk.f_frsize), Relaxed);
+                self.disk_free
+                    .store(disk.f_bavail.saturating_mul(disk.f_frsize), Relaxed);
             }
-            Err(error) => self
-                .report(format!("cannot read the free space of {}: {error}", self.data_dir.display())),
+            Err(error) => self.report(format!(
+                "cannot read the free space of {}: {error}",
+                self.data_dir.display()
+            )),
         }
     }
 
     /// Logs an error when it is not the one that was logged last.
     fn report(&self, error: String) {
-        let mut last = self.last_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut last = self
+            .last_error
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if *last != error {
             tracing::warn!("{error}");
             *last = error;
@@ -92,7 +103,9 @@ impl Facts {
 
 /// One line of `/proc/meminfo`, in bytes.
 fn meminfo_field(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     kibibytes.checked_mul(1024)
 }

@@ -18,6 +18,8 @@ mod background;
 mod clock;
 mod create;
 mod facts;
+#[doc(hidden)]
+pub mod fuzzing;
 mod images;
 mod journal;
 mod locate;
@@ -36,6 +38,8 @@ mod slots;
 
 pub use agent::Agent;
 pub use images::{Images, Root};
+#[doc(hidden)]
+pub use logs::count_guest_lines;
 pub use options::{AgentOptions, GUEST_PORT, Limits, OnExit, PoolOptions};
 pub use phases::{Phase, PhaseSummary};
 pub use slots::Slots;

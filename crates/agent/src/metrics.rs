@@ -54,7 +54,11 @@ impl Series {
         let (since, before) = self.last.unwrap_or((started_at, Duration::ZERO));
         let elapsed = crate::clock::until(since, now).as_secs_f64();
         let used = usage.cpu_time.saturating_sub(before).as_secs_f64();
-        let cpu_percent = if elapsed > 0.0 { (used / elapsed * 100.0) as f32 } else { 0.0 };
+        let cpu_percent = if elapsed > 0.0 {
+            (used / elapsed * 100.0) as f32
+        } else {
+            0.0
+        };
         self.last = Some((now, usage.cpu_time));
         self.fine.push_back(Point {
             at: now,
@@ -64,7 +68,9 @@ impl Series {
             disk: usage.disk,
         });
         while self.fine.len() > FINE_COUNT {
-            let Some(old) = self.fine.pop_front() else { break };
+            let Some(old) = self.fine.pop_front() else {
+                break;
+            };
             let due = self
                 .coarse
                 .back()
@@ -116,22 +122,42 @@ mod tests {
             now = crate::clock::after(start, Duration::from_secs(second));
             if series.is_due(start, now) {
                 let cpu_time = Duration::from_secs(second);
-                series.push(start, now, &Usage { cpu_time, ..Usage::default() });
+                series.push(
+                    start,
+                    now,
+                    &Usage {
+                        cpu_time,
+                        ..Usage::default()
+                    },
+                );
             }
         }
         let samples = series.samples(&Resources::default());
         assert!((150..200).contains(&samples.len()), "{}", samples.len());
         assert!(samples.windows(2).all(|pair| pair[0].at < pair[1].at));
         let reach = crate::clock::until(samples[0].at, now);
-        assert!(reach > Duration::from_secs(59 * 60) && reach <= COARSE_TIME, "{reach:?}");
-        assert!(samples.iter().all(|sample| (sample.cpu_used_percent - 100.0).abs() < 0.1));
+        assert!(
+            reach > Duration::from_secs(59 * 60) && reach <= COARSE_TIME,
+            "{reach:?}"
+        );
+        assert!(
+            samples
+                .iter()
+                .all(|sample| (sample.cpu_used_percent - 100.0).abs() < 0.1)
+        );
     }
 
     #[test]
     fn the_first_sample_comes_after_a_second() {
         let series = Series::default();
         let start = Timestamp::UNIX_EPOCH;
-        assert!(!series.is_due(start, crate::clock::after(start, Duration::from_millis(900))));
-        assert!(series.is_due(start, crate::clock::after(start, Duration::from_millis(1000))));
+        assert!(!series.is_due(
+            start,
+            crate::clock::after(start, Duration::from_millis(900))
+        ));
+        assert!(series.is_due(
+            start,
+            crate::clock::after(start, Duration::from_millis(1000))
+        ));
     }
 }

@@ -40,7 +40,11 @@ impl Agent {
         };
         let (done, answer) = oneshot::channel();
         let exchange = async {
-            if sandbox.send(request(done)).await { answer.await.ok() } else { None }
+            if sandbox.send(request(done)).await {
+                answer.await.ok()
+            } else {
+                None
+            }
         };
         match tokio::time::timeout(REQUEST_DEADLINE, exchange).await {
             Ok(Some(result)) => result.map(|()| sandbox.status()),
@@ -91,11 +95,19 @@ impl Node for Agent {
     }
 
     async fn list(&self) -> Result<Vec<SandboxStatus>, Problem> {
-        Ok(self.parts.registry.all().iter().map(Found::status).collect())
+        Ok(self
+            .parts
+            .registry
+            .all()
+            .iter()
+            .map(Found::status)
+            .collect())
     }
 
     async fn kill(&self, id: &SandboxId, reason: EndReason) -> Result<bool, Problem> {
-        let Some(sandbox) = self.parts.registry.live(id) else { return Ok(false) };
+        let Some(sandbox) = self.parts.registry.live(id) else {
+            return Ok(false);
+        };
         let (done, finished) = oneshot::channel();
         let exchange = async {
             if sandbox.send(Request::Kill { reason, done }).await {
@@ -121,11 +133,14 @@ impl Node for Agent {
         id: &SandboxId,
         deadline: Timestamp,
     ) -> Result<SandboxStatus, Problem> {
-        self.ask(id, |done| Request::SetDeadline { deadline, done }).await
+        self.ask(id, |done| Request::SetDeadline { deadline, done })
+            .await
     }
 
     async fn set_network(&self, id: &SandboxId, policy: NetworkPolicy) -> Result<(), Problem> {
-        self.ask(id, |done| Request::SetNetwork { policy, done }).await.map(|_| ())
+        self.ask(id, |done| Request::SetNetwork { policy, done })
+            .await
+            .map(|_| ())
     }
 
     async fn metrics(
@@ -164,7 +179,8 @@ impl Node for Agent {
                 "check the disk that holds the data directory",
             )
         };
-        read.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+        read.map_err(|error| failed(&error))?
+            .map_err(|error| failed(&error))
     }
 
     async fn build(

@@ -54,7 +54,10 @@ struct Histogram {
 
 impl Histogram {
     fn new() -> Self {
-        Self { buckets: [const { AtomicU64::new(0) }; BUCKETS], longest_us: AtomicU64::new(0) }
+        Self {
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            longest_us: AtomicU64::new(0),
+        }
     }
 
     fn record(&self, duration: Duration) {
@@ -65,7 +68,11 @@ impl Histogram {
     }
 
     fn summary(&self, phase: impl Into<String>) -> PhaseSummary {
-        let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
+        let counts: Vec<u64> = self
+            .buckets
+            .iter()
+            .map(|bucket| bucket.load(Relaxed))
+            .collect();
         let count: u64 = counts.iter().sum();
         let longest = Duration::from_micros(self.longest_us.load(Relaxed));
         let quantile = |part: f64| {
@@ -80,7 +87,13 @@ impl Histogram {
             }
             Duration::ZERO
         };
-        PhaseSummary { phase: phase.into(), count, p50: quantile(0.50), p99: quantile(0.99), longest }
+        PhaseSummary {
+            phase: phase.into(),
+            count,
+            p50: quantile(0.50),
+            p99: quantile(0.99),
+            longest,
+        }
     }
 }
 
@@ -107,13 +120,20 @@ pub(crate) struct Phases {
 
 impl Phases {
     pub(crate) fn new() -> Self {
-        Self { phases: std::array::from_fn(|_| Histogram::new()), steps: Mutex::default() }
+        Self {
+            phases: std::array::from_fn(|_| Histogram::new()),
+            steps: Mutex::default(),
+        }
     }
 
     pub(crate) fn summaries(&self) -> Vec<PhaseSummary> {
         let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-        let ours = PHASES.iter().map(|(phase, name)| self.phases[*phase as usize].summary(*name));
-        let drivers = steps.iter().map(|(name, step)| step.summary(format!("driver: {name}")));
+        let ours = PHASES
+            .iter()
+            .map(|(phase, name)| self.phases[*phase as usize].summary(*name));
+        let drivers = steps
+            .iter()
+            .map(|(name, step)| step.summary(format!("driver: {name}")));
         ours.chain(drivers).collect()
     }
 
@@ -127,7 +147,10 @@ impl Phases {
             if let Some(step) = steps.get(name) {
                 step.record(*time);
             } else if steps.len() < STEPS_MAX {
-                steps.entry(name.clone()).or_insert_with(Histogram::new).record(*time);
+                steps
+                    .entry(name.clone())
+                    .or_insert_with(Histogram::new)
+                    .record(*time);
             }
         }
     }
@@ -148,7 +171,11 @@ impl fmt::Display for Times {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, (phase, name)) in PHASES.iter().enumerate() {
             let gap = if at == 0 { "" } else { " " };
-            write!(formatter, "{gap}{name}={:.3}ms", self.0[*phase as usize].as_secs_f64() * 1e3)?;
+            write!(
+                formatter,
+                "{gap}{name}={:.3}ms",
+                self.0[*phase as usize].as_secs_f64() * 1e3
+            )?;
         }
         Ok(())
     }
@@ -168,7 +195,10 @@ mod tests {
         let near = |time: Duration, ms: f64| (time.as_secs_f64() * 1e3 / ms - 1.0).abs() < 0.2;
         assert!(near(summary.p50, 50.0), "{summary:?}");
         assert!(near(summary.p99, 99.0), "{summary:?}");
-        assert_eq!((summary.count, summary.longest), (100, Duration::from_millis(100)));
+        assert_eq!(
+            (summary.count, summary.longest),
+            (100, Duration::from_millis(100))
+        );
     }
 
     #[test]

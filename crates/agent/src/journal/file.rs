@@ -49,7 +49,16 @@ impl JournalFile {
         ledger.prune(Timestamp::now());
         let (file, length) = rewrite(&path, &ledger)?;
         let compact_at = (length * COMPACT_GROWTH).max(COMPACT_MIN);
-        Ok((Self { path, file, length, compact_at, ledger: ledger.clone() }, ledger))
+        Ok((
+            Self {
+                path,
+                file,
+                length,
+                compact_at,
+                ledger: ledger.clone(),
+            },
+            ledger,
+        ))
     }
 
     /// Appends records with one write. A record that is refused does not stop the others.
@@ -66,8 +75,10 @@ impl JournalFile {
         match self.file.write_all(&text) {
             Ok(()) => {
                 self.length += text.len() as u64;
-                for (record, _) in
-                    records.iter().zip(&results).filter(|(_, result)| result.is_ok())
+                for (record, _) in records
+                    .iter()
+                    .zip(&results)
+                    .filter(|(_, result)| result.is_ok())
                 {
                     if let Err(error) = self.ledger.apply(record) {
                         tracing::error!("the journal was given a record out of turn: {error}");
@@ -112,7 +123,10 @@ impl JournalFile {
 }
 
 fn failed(doing: &str, path: &Path, source: std::io::Error) -> JournalError {
-    JournalError::File { doing: format!("{doing} {}", path.display()), source: Arc::new(source) }
+    JournalError::File {
+        doing: format!("{doing} {}", path.display()),
+        source: Arc::new(source),
+    }
 }
 
 fn encode(record: &Record, text: &mut Vec<u8>) -> Result<(), JournalError> {
@@ -152,7 +166,10 @@ pub(super) fn load(path: &Path, mut reader: impl BufRead) -> Result<Ledger, Jour
                     .map_err(|source| failed("cannot read", path, source))?;
                 continue;
             }
-            tracing::debug!("the last line of {} is torn, which is legal", path.display());
+            tracing::debug!(
+                "the last line of {} is torn, which is legal",
+                path.display()
+            );
             break;
         }
         if number == 1 {
@@ -211,13 +228,21 @@ fn rewrite(path: &Path, ledger: &Ledger) -> Result<(File, u64), JournalError> {
     let mut length = 0u64;
     let mut writer = BufWriter::with_capacity(1 << 16, &file);
     let mut text = Vec::new();
-    serde_json::to_writer(&mut text, &Header { journal: NAME.into(), version: VERSION })
-        .map_err(|error| JournalError::Format(error.to_string()))?;
+    serde_json::to_writer(
+        &mut text,
+        &Header {
+            journal: NAME.into(),
+            version: VERSION,
+        },
+    )
+    .map_err(|error| JournalError::Format(error.to_string()))?;
     text.push(b'\n');
     for record in ledger.records() {
         encode(&record, &mut text)?;
         if text.len() >= 1 << 16 {
-            writer.write_all(&text).map_err(|source| failed("cannot write", &beside, source))?;
+            writer
+                .write_all(&text)
+                .map_err(|source| failed("cannot write", &beside, source))?;
             length += text.len() as u64;
             text.clear();
         }

@@ -117,7 +117,12 @@ impl Ledger {
             Record::Released { slot } => {
                 self.reserved.remove(slot);
             }
-            Record::Starting { request, control_token, slot, at } => {
+            Record::Starting {
+                request,
+                control_token,
+                slot,
+                at,
+            } => {
                 if self.live.contains_key(&request.id) || self.past.contains_key(&request.id) {
                     return Err(IllegalRecord::Twice(request.id.clone()));
                 }
@@ -136,7 +141,12 @@ impl Ledger {
                     },
                 );
             }
-            Record::Running { id, machine, started_at, deadline } => {
+            Record::Running {
+                id,
+                machine,
+                started_at,
+                deadline,
+            } => {
                 let live = self.enter(id, Stage::Running)?;
                 live.machine = Some(machine.clone());
                 live.started_at = *started_at;
@@ -147,10 +157,18 @@ impl Ledger {
             Record::Stopping { id, reason } => {
                 self.enter(id, Stage::Stopping)?.stopping = Some(reason.clone());
             }
-            Record::Ended { id, reason, at } => {
-                let status = self.enter(id, Stage::Ended)?.past(reason.clone(), *at);
+            Record::Ended {
+                id,
+                reason,
+                at,
+                status,
+            } => {
+                let live = self.enter(id, Stage::Ended)?;
+                let status = status
+                    .clone()
+                    .unwrap_or_else(|| Arc::new(live.past(reason.clone(), *at)));
                 self.live.remove(id);
-                self.past.insert(id.clone(), Arc::new(status));
+                self.past.insert(id.clone(), status);
             }
             Record::Past { status } => {
                 if self.live.contains_key(&status.id) {
@@ -163,29 +181,42 @@ impl Ledger {
     }
 
     fn live(&mut self, id: &SandboxId) -> Result<&mut Live, IllegalRecord> {
-        self.live.get_mut(id).ok_or_else(|| IllegalRecord::Unknown(id.clone()))
+        self.live
+            .get_mut(id)
+            .ok_or_else(|| IllegalRecord::Unknown(id.clone()))
     }
 
     fn enter(&mut self, id: &SandboxId, next: Stage) -> Result<&mut Live, IllegalRecord> {
         if self.past.contains_key(id) {
-            let source = IllegalTransition { from: Stage::Ended, to: next };
-            return Err(IllegalRecord::Transition { id: id.clone(), source });
+            let source = IllegalTransition {
+                from: Stage::Ended,
+                to: next,
+            };
+            return Err(IllegalRecord::Transition {
+                id: id.clone(),
+                source,
+            });
         }
         let live = self.live(id)?;
         live.stage()
             .check(next)
-            .map_err(|source| IllegalRecord::Transition { id: id.clone(), source })?;
+            .map_err(|source| IllegalRecord::Transition {
+                id: id.clone(),
+                source,
+            })?;
         Ok(live)
     }
 
     /// Forgets sandboxes that ended too long ago, and the oldest of too many.
     pub(crate) fn prune(&mut self, now: Timestamp) {
-        self.past.retain(|_, status| {
-            crate::clock::until(ended_at(status), now) <= HISTORY_TIME
-        });
+        self.past
+            .retain(|_, status| crate::clock::until(ended_at(status), now) <= HISTORY_TIME);
         if self.past.len() > HISTORY_COUNT {
-            let mut by_end: Vec<_> =
-                self.past.values().map(|status| (ended_at(status), status.id.clone())).collect();
+            let mut by_end: Vec<_> = self
+                .past
+                .values()
+                .map(|status| (ended_at(status), status.id.clone()))
+                .collect();
             by_end.sort();
             for (_, id) in &by_end[..by_end.len() - HISTORY_COUNT] {
                 self.past.remove(id);
@@ -195,9 +226,13 @@ impl Ledger {
 
     /// The fewest records that add up to the same.
     pub(crate) fn records(&self) -> Vec<Record> {
-        let mut records: Vec<Record> =
-            self.past.values().map(|status| Record::Past { status: status.clone() }).collect();
-        records.extend(self.reserved.iter().map(|slot| Record::Reserved { slot: *slot }));
+        let mut records: Vec<Record> = self
+            .past
+            .values()
+            .map(|status| Record::Past {
+                status: status.clone(),
+            })
+            .collect();
         for (id, live) in &self.live {
             let id = || id.clone();
             records.push(Record::Starting {
@@ -214,15 +249,30 @@ impl Ledger {
                     deadline: live.deadline,
                 });
             } else if live.deadline != crate::clock::after(live.started_at, live.request.timeout) {
-                records.push(Record::Deadline { id: id(), deadline: live.deadline });
+                records.push(Record::Deadline {
+                    id: id(),
+                    deadline: live.deadline,
+                });
             }
             if live.network != live.request.network {
-                records.push(Record::Network { id: id(), policy: live.network.clone() });
+                records.push(Record::Network {
+                    id: id(),
+                    policy: live.network.clone(),
+                });
             }
             if let Some(reason) = &live.stopping {
-                records.push(Record::Stopping { id: id(), reason: reason.clone() });
+                records.push(Record::Stopping {
+                    id: id(),
+                    reason: reason.clone(),
+                });
             }
         }
+        // Last, because a sandbox that starts takes its slot out of them.
+        records.extend(
+            self.reserved
+                .iter()
+                .map(|slot| Record::Reserved { slot: *slot }),
+        );
         records
     }
 }

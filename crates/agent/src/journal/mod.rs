@@ -131,14 +131,19 @@ impl Journal {
     /// Writes a record, and returns when the kernel has it.
     pub(crate) async fn append(&self, record: Record) -> Result<(), JournalError> {
         let (done, written) = oneshot::channel();
-        self.queue.send(Append { record, done }).await.map_err(|_| JournalError::Closed)?;
+        self.queue
+            .send(Append { record, done })
+            .await
+            .map_err(|_| JournalError::Closed)?;
         written.await.map_err(|_| JournalError::Closed)?
     }
 }
 
 fn write(file: &mut JournalFile, batch: Vec<Append>) {
-    let (records, waiting): (Vec<_>, Vec<_>) =
-        batch.into_iter().map(|append| (append.record, append.done)).unzip();
+    let (records, waiting): (Vec<_>, Vec<_>) = batch
+        .into_iter()
+        .map(|append| (append.record, append.done))
+        .unzip();
     let results = file.append(&records);
     for (done, result) in waiting.into_iter().zip(results) {
         // Whoever asked may have gone away; the record counts all the same.

@@ -89,6 +89,10 @@ pub(crate) enum Record {
         reason: EndReason,
         /// When.
         at: Timestamp,
+        /// How it is remembered, if whoever writes this has it in memory already; it is not
+        /// written.
+        #[serde(skip)]
+        status: Option<Arc<SandboxStatus>>,
     },
     /// One that ended, as compaction writes it: all that is told about it, without its secrets.
     Past {

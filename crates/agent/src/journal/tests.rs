@@ -60,14 +60,23 @@ fn starting(number: u32) -> Record {
 fn running(number: u32) -> Record {
     Record::Running {
         id: id(number),
-        machine: MachineRecord { slot: number, pid: 100 + number, start_time: 7 },
+        machine: MachineRecord {
+            slot: number,
+            pid: 100 + number,
+            start_time: 7,
+        },
         started_at: moment(2),
         deadline: moment(900),
     }
 }
 
 fn ended(number: u32) -> Record {
-    Record::Ended { id: id(number), reason: EndReason::OutOfMemory, at: moment(9) }
+    Record::Ended {
+        id: id(number),
+        reason: EndReason::OutOfMemory,
+        at: moment(9),
+        status: None,
+    }
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
@@ -76,12 +85,24 @@ fn any_record() -> impl Strategy<Value = Record> {
         1 => Record::Released { slot: number },
         2 => starting(number),
         3 => running(number),
-        4 => Record::Deadline { id: id(number), deadline: moment(500) },
+        4 => Record::Deadline {
+            id: id(number),
+            deadline: moment(500),
+        },
         5 => {
-            let policy = NetworkPolicy { internet: false, ..NetworkPolicy::default() };
-            Record::Network { id: id(number), policy }
+            let policy = NetworkPolicy {
+                internet: false,
+                ..NetworkPolicy::default()
+            };
+            Record::Network {
+                id: id(number),
+                policy,
+            }
         }
-        6 => Record::Stopping { id: id(number), reason: EndReason::Killed },
+        6 => Record::Stopping {
+            id: id(number),
+            reason: EndReason::Killed,
+        },
         _ => ended(number),
     })
 }
@@ -179,10 +200,15 @@ async fn a_journal_that_grows_is_rewritten() {
     journal.append(starting(1)).await.unwrap();
     journal.append(running(1)).await.unwrap();
     for second in 0..20_000 {
-        let record = Record::Deadline { id: id(1), deadline: moment(second) };
+        let record = Record::Deadline {
+            id: id(1),
+            deadline: moment(second),
+        };
         journal.append(record).await.unwrap();
     }
-    let length = std::fs::metadata(directory.path().join("journal")).unwrap().len();
+    let length = std::fs::metadata(directory.path().join("journal"))
+        .unwrap()
+        .len();
     assert!(length < (1 << 20) + 1000, "{length}");
     drop(journal);
     let (_journal, ledger) = Journal::open(directory.path()).unwrap();
@@ -191,9 +217,11 @@ async fn a_journal_that_grows_is_rewritten() {
 
 #[test]
 fn a_later_version_or_another_file_is_refused() {
-    for text in
-        ["{\"journal\":\"atoll-agent\",\"version\":2}\n", "{\"journal\":\"other\",\"version\":1}\n", "hello\n"]
-    {
+    for text in [
+        "{\"journal\":\"atoll-agent\",\"version\":2}\n",
+        "{\"journal\":\"other\",\"version\":1}\n",
+        "hello\n",
+    ] {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("journal"), text).unwrap();
         let error = Journal::open(directory.path()).err().unwrap();

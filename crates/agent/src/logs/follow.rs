@@ -23,7 +23,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A longer line, as it travels, is dropped.
-const LINE_MAX: usize = 128 << 10;
+pub(super) const LINE_MAX: usize = 128 << 10;
 
 /// What is taken of one sandbox's log: so many bytes a second, after a first burst.
 const RATE: f64 = 64.0 * 1024.0;

@@ -35,7 +35,10 @@ impl Demand {
         // More than the pool may ever hold need not be counted.
         let most = options.max.max(1) as usize;
         while self.recent.len() > most
-            || self.recent.front().is_some_and(|at| now.saturating_sub(*at) > WINDOW)
+            || self
+                .recent
+                .front()
+                .is_some_and(|at| now.saturating_sub(*at) > WINDOW)
         {
             self.recent.pop_front();
         }
@@ -108,11 +111,17 @@ mod tests {
         assert_eq!(demand.recent.len(), 100);
         assert_eq!(demand.target(seconds(1.0), &OPTIONS, 1000), 100);
         assert_eq!(demand.target(seconds(1.0), &OPTIONS, 3), 3);
-        assert_eq!(demand.target(seconds(1.0), &PoolOptions { min: 0, max: 0 }, 3), 0);
+        assert_eq!(
+            demand.target(seconds(1.0), &PoolOptions { min: 0, max: 0 }, 3),
+            0
+        );
     }
 
     #[test]
     fn refilling_yields_to_creates() {
-        assert_eq!([0, 1, 2, 3].map(|creating| refills_allowed(creating, 2)), [2, 1, 1, 0]);
+        assert_eq!(
+            [0, 1, 2, 3].map(|creating| refills_allowed(creating, 2)),
+            [2, 1, 1, 0]
+        );
     }
 }

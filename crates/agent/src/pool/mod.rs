@@ -163,7 +163,8 @@ impl Pool {
 
     fn discard_later(self: &Arc<Self>, prepared: Box<dyn Prepared>) {
         let pool = self.clone();
-        self.tasks.spawn(async move { pool.discard(prepared).await });
+        self.tasks
+            .spawn(async move { pool.discard(prepared).await });
     }
 
     /// Keeps the pool until `stop`.
@@ -187,7 +188,9 @@ impl Pool {
     fn target(&self, state: &State) -> u32 {
         let promised = self.admission.promised().sandboxes;
         let room = self.admission.limits().sandboxes.saturating_sub(promised);
-        state.demand.target(self.began.elapsed(), &self.options, room)
+        state
+            .demand
+            .target(self.began.elapsed(), &self.options, room)
     }
 
     /// Counts one more preparation if it is due, and returns the pause if it should fail.
@@ -221,7 +224,9 @@ impl Pool {
                         state.retry_pause = RETRY.0;
                     }
                     Err(problem) => {
-                        tracing::warn!("cannot prepare a sandbox, next try in {pause:?}: {problem}");
+                        tracing::warn!(
+                            "cannot prepare a sandbox, next try in {pause:?}: {problem}"
+                        );
                         state.retry_at = Some(Instant::now() + pause);
                         state.retry_pause = (pause * 2).min(RETRY.1);
                     }
@@ -238,11 +243,16 @@ impl Pool {
     fn tidy(self: &Arc<Self>) {
         let gone: Vec<_> = {
             let mut state = self.state();
-            let (alive, mut gone): (Vec<_>, Vec<_>) =
-                state.ready.drain(..).partition(|prepared| prepared.is_alive());
+            let (alive, mut gone): (Vec<_>, Vec<_>) = state
+                .ready
+                .drain(..)
+                .partition(|prepared| prepared.is_alive());
             state.ready = alive.into();
             if !gone.is_empty() {
-                tracing::warn!("{} prepared sandboxes were lost while they waited", gone.len());
+                tracing::warn!(
+                    "{} prepared sandboxes were lost while they waited",
+                    gone.len()
+                );
             }
             let target = self.target(&state);
             if state.ready.len() as u32 > target {
@@ -263,11 +273,16 @@ impl Pool {
             state.ready.drain(..).collect()
         };
         futures::future::join_all(
-            ready.into_iter().map(|prepared| self.preparer.discard(prepared)),
+            ready
+                .into_iter()
+                .map(|prepared| self.preparer.discard(prepared)),
         )
         .await;
         self.tasks.close();
-        if tokio::time::timeout(CLOSE_DEADLINE, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(CLOSE_DEADLINE, self.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("preparations did not end in time; the next start takes them down");
         }
     }

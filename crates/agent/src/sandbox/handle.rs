@@ -21,11 +21,20 @@ const QUEUE: usize = 32;
 /// What can be asked of a sandbox.
 pub(crate) enum Request {
     /// End it. The answer comes when nothing of it is left.
-    Kill { reason: EndReason, done: oneshot::Sender<()> },
+    Kill {
+        reason: EndReason,
+        done: oneshot::Sender<()>,
+    },
     /// Move the moment when its time is up.
-    SetDeadline { deadline: Timestamp, done: oneshot::Sender<Result<(), Problem>> },
+    SetDeadline {
+        deadline: Timestamp,
+        done: oneshot::Sender<Result<(), Problem>>,
+    },
     /// Replace what it may reach.
-    SetNetwork { policy: NetworkPolicy, done: oneshot::Sender<Result<(), Problem>> },
+    SetNetwork {
+        policy: NetworkPolicy,
+        done: oneshot::Sender<Result<(), Problem>>,
+    },
     /// The agent stops, and the sandbox goes on without it.
     Leave { done: oneshot::Sender<()> },
 }
@@ -102,8 +111,7 @@ impl Sandbox {
 
     pub(crate) fn status(&self) -> SandboxStatus {
         let view = self.view();
-        let mut status =
-            journal::status(&self.request, view.state, view.started_at, view.deadline);
+        let mut status = journal::status(&self.request, view.state, view.started_at, view.deadline);
         status.network = view.network;
         status.address = view.address;
         status
@@ -112,7 +120,9 @@ impl Sandbox {
     /// Where its traffic goes; `None` unless it runs.
     pub(crate) fn route(&self) -> Option<Route> {
         let view = self.view.borrow();
-        let address = view.address.filter(|_| view.state == SandboxState::Running)?;
+        let address = view
+            .address
+            .filter(|_| view.state == SandboxState::Running)?;
         let guarded = !view.network.allow_public_traffic;
         Some(Route {
             address,
@@ -145,7 +155,10 @@ impl Sandbox {
     }
 
     pub(crate) fn machine(&self) -> Option<Arc<dyn Machine>> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.machine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn set_failure(&self, problem: Problem) {

@@ -66,7 +66,8 @@ impl Registry {
     pub(crate) fn all(&self) -> Vec<Found> {
         let maps = self.read();
         let live = maps.live.values().cloned().map(Found::Live);
-        live.chain(maps.ended.values().cloned().map(Found::Ended)).collect()
+        live.chain(maps.ended.values().cloned().map(Found::Ended))
+            .collect()
     }
 
     pub(crate) fn live_count(&self) -> usize {
@@ -101,7 +102,10 @@ impl Registry {
     pub(crate) fn remember(&self, past: impl IntoIterator<Item = Arc<SandboxStatus>>) {
         let mut maps = self.write();
         for status in past {
-            let ended = EndedSandbox { status: status.clone(), samples: Box::default() };
+            let ended = EndedSandbox {
+                status: status.clone(),
+                samples: Box::default(),
+            };
             maps.ended.insert(status.id.clone(), Arc::new(ended));
         }
     }
@@ -117,9 +121,8 @@ impl Registry {
     /// Forgets sandboxes that ended too long ago, and the oldest of too many.
     pub(crate) fn prune(&self, now: Timestamp) {
         let mut maps = self.write();
-        maps.ended.retain(|_, ended| {
-            crate::clock::until(ended_at(&ended.status), now) <= HISTORY_TIME
-        });
+        maps.ended
+            .retain(|_, ended| crate::clock::until(ended_at(&ended.status), now) <= HISTORY_TIME);
         if maps.ended.len() > HISTORY_COUNT {
             let mut by_end: Vec<_> = maps
                 .ended

@@ -65,7 +65,10 @@ pub(crate) fn not_running(id: &SandboxId, stage: Stage) -> Problem {
     };
     Problem::new(
         ErrorCode::Conflict,
-        format!("sandbox {id} is {stage}, and this needs it to be {}", Stage::Running),
+        format!(
+            "sandbox {id} is {stage}, and this needs it to be {}",
+            Stage::Running
+        ),
         remedy,
     )
 }

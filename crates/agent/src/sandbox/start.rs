@@ -10,7 +10,14 @@ use crate::{
 use api::{ErrorCode, Problem, boot::Identity, node::CreateSandbox};
 use driver::{Machine, NetworkSlot, Prepared, StartSpec};
 use jiff::Timestamp;
-use std::{any::Any, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What a driver is given to start a sandbox, however long it waited for its turn.
+const LEAST_START: Duration = Duration::from_secs(5);
 
 /// A sandbox that serves and is journaled as such.
 pub(super) struct Started {
@@ -33,11 +40,19 @@ pub(super) struct Failure {
 
 impl Failure {
     fn before_journal(problem: Problem) -> Self {
-        Self { problem, journaled: false, remains: None }
+        Self {
+            problem,
+            journaled: false,
+            remains: None,
+        }
     }
 
     fn after_journal(problem: Problem) -> Self {
-        Self { problem, journaled: true, remains: None }
+        Self {
+            problem,
+            journaled: true,
+            remains: None,
+        }
     }
 }
 
@@ -78,12 +93,19 @@ async fn start_steps(
     times.add(Phase::Queue, clock.elapsed());
 
     let clock = Instant::now();
-    let root =
-        parts.images.root(&request.template.image).await.map_err(Failure::before_journal)?;
+    let root = parts
+        .images
+        .root(&request.template.image)
+        .await
+        .map_err(Failure::before_journal)?;
     times.add(Phase::Image, clock.elapsed());
 
     let clock = Instant::now();
-    let prepared = parts.pool.claim(left()).await.map_err(Failure::before_journal)?;
+    let prepared = parts
+        .pool
+        .claim(left())
+        .await
+        .map_err(Failure::before_journal)?;
     let slot = prepared.slot().clone();
     times.add(Phase::Claim, clock.elapsed());
 
@@ -124,7 +146,7 @@ async fn start_steps(
         identity: identity(sandbox, parts.guest_port),
         host_name: request.id.to_string(),
         name_servers: parts.network.name_servers(),
-        deadline: left(),
+        deadline: left().max(LEAST_START),
     };
     let machine = run(parts, prepared, spec, &slot).await?;
     times.add(Phase::Start, clock.elapsed());
@@ -140,10 +162,20 @@ async fn start_steps(
     };
     if let Err(error) = parts.journal.append(running).await {
         let remains = Some((machine, slot));
-        return Err(Failure { problem: error.problem(), journaled: true, remains });
+        return Err(Failure {
+            problem: error.problem(),
+            journaled: true,
+            remains,
+        });
     }
     times.add(Phase::Journal, clock.elapsed());
-    Ok(Started { machine, slot, pin: Some(root.pin), started_at, deadline })
+    Ok(Started {
+        machine,
+        slot,
+        pin: Some(root.pin),
+        started_at,
+        deadline,
+    })
 }
 
 async fn run(
@@ -163,9 +195,19 @@ async fn run(
 }
 
 fn identity(sandbox: &Sandbox, port: u16) -> Identity {
-    let CreateSandbox { id, template, environment, access_token, .. } = &*sandbox.request;
+    let CreateSandbox {
+        id,
+        template,
+        environment,
+        access_token,
+        ..
+    } = &*sandbox.request;
     let mut variables = template.environment.clone();
-    variables.extend(environment.iter().map(|(name, value)| (name.clone(), value.clone())));
+    variables.extend(
+        environment
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
     Identity {
         sandbox: id.clone(),
         template: template.template.clone(),

@@ -59,10 +59,23 @@ pub(crate) fn spawn_adopted(
     reservation: Reservation,
     adopted: Adopted,
 ) {
-    let Adopted { machine, slot, pin, started_at, deadline, network } = adopted;
+    let Adopted {
+        machine,
+        slot,
+        pin,
+        started_at,
+        deadline,
+        network,
+    } = adopted;
     sandbox.change(|view| view.network = network);
     let task = Task::new(parts, sandbox, inbox, reservation);
-    let started = Started { machine, slot, pin, started_at, deadline };
+    let started = Started {
+        machine,
+        slot,
+        pin,
+        started_at,
+        deadline,
+    };
     task.publish(&started);
     parts.tasks.spawn(task.run(started));
 }
@@ -92,7 +105,14 @@ impl Task {
         reservation: Reservation,
     ) -> Self {
         let (killers, leavers) = (Vec::new(), Vec::new());
-        Self { parts: parts.clone(), sandbox, inbox, reservation, killers, leavers }
+        Self {
+            parts: parts.clone(),
+            sandbox,
+            inbox,
+            reservation,
+            killers,
+            leavers,
+        }
     }
 
     /// Does `work` to its end, and meanwhile takes requests that need no running sandbox.
@@ -145,7 +165,8 @@ impl Task {
             Ok(started) => {
                 if let SandboxState::Stopping { reason } = self.sandbox.state() {
                     self.sandbox.set_failure(ended_early(&self.sandbox));
-                    self.take_down(started.machine, started.slot, reason, Timestamp::now()).await;
+                    self.take_down(started.machine, started.slot, reason, Timestamp::now())
+                        .await;
                 } else {
                     self.publish(&started);
                     if self.leavers.is_empty() {
@@ -182,7 +203,9 @@ impl Task {
         match failure.remains {
             Some((machine, slot)) => {
                 if self.sandbox.stage() == Stage::Starting {
-                    self.enter(SandboxState::Stopping { reason: reason.clone() });
+                    self.enter(SandboxState::Stopping {
+                        reason: reason.clone(),
+                    });
                 }
                 self.take_down(machine, slot, reason, at).await;
             }
@@ -191,7 +214,13 @@ impl Task {
     }
 
     async fn run(mut self, started: Started) {
-        let Started { machine, slot, pin, deadline, .. } = started;
+        let Started {
+            machine,
+            slot,
+            pin,
+            deadline,
+            ..
+        } = started;
         let following = self.follow_logs(&slot);
         let turn = self.serve(&machine, &slot, deadline).await;
         following.cancel();
@@ -200,9 +229,13 @@ impl Task {
             Turn::Leave => self.leave(),
             Turn::End(reason) => {
                 let at = Timestamp::now();
-                self.enter(SandboxState::Stopping { reason: reason.clone() });
-                let stopping =
-                    Record::Stopping { id: self.sandbox.id().clone(), reason: reason.clone() };
+                self.enter(SandboxState::Stopping {
+                    reason: reason.clone(),
+                });
+                let stopping = Record::Stopping {
+                    id: self.sandbox.id().clone(),
+                    reason: reason.clone(),
+                };
                 let parts = self.parts.clone();
                 if let Err(error) = self.attend(parts.journal.append(stopping)).await {
                     tracing::warn!(sandbox = %self.sandbox.id(), "cannot journal its end: {error}");
@@ -263,9 +296,14 @@ impl Task {
                     self.leavers.push(done);
                     return Turn::Leave;
                 }
-                Request::SetDeadline { deadline: next, done } => {
-                    let record =
-                        Record::Deadline { id: self.sandbox.id().clone(), deadline: next };
+                Request::SetDeadline {
+                    deadline: next,
+                    done,
+                } => {
+                    let record = Record::Deadline {
+                        id: self.sandbox.id().clone(),
+                        deadline: next,
+                    };
                     let result = self.parts.journal.append(record).await;
                     if result.is_ok() {
                         deadline = next;
@@ -284,10 +322,25 @@ impl Task {
     async fn set_network(&self, slot: &NetworkSlot, policy: NetworkPolicy) -> Result<(), Problem> {
         let before = self.sandbox.view().network;
         let id = || self.sandbox.id().clone();
-        let record = Record::Network { id: id(), policy: policy.clone() };
-        self.parts.journal.append(record).await.map_err(|error| error.problem())?;
-        if let Err(problem) = self.parts.network.set_internet(slot.number, policy.internet).await {
-            let record = Record::Network { id: id(), policy: before };
+        let record = Record::Network {
+            id: id(),
+            policy: policy.clone(),
+        };
+        self.parts
+            .journal
+            .append(record)
+            .await
+            .map_err(|error| error.problem())?;
+        if let Err(problem) = self
+            .parts
+            .network
+            .set_internet(slot.number, policy.internet)
+            .await
+        {
+            let record = Record::Network {
+                id: id(),
+                policy: before,
+            };
             if let Err(error) = self.parts.journal.append(record).await {
                 tracing::warn!(sandbox = %id(), "the journal has another policy: {error}");
             }
@@ -324,16 +377,11 @@ impl Task {
     /// Writes down that nothing is left, and tells everybody.
     async fn finish(mut self, reason: EndReason, at: Timestamp) {
         let id = self.sandbox.id().clone();
-        let ended = Record::Ended { id: id.clone(), reason: reason.clone(), at };
-        let parts = self.parts.clone();
-        if let Err(error) = self.attend(parts.journal.append(ended)).await {
-            tracing::warn!(sandbox = %id, "cannot journal that it has ended: {error}");
-        }
-        tracing::debug!(sandbox = %id, ?reason, "ended");
-        let samples = self.sandbox.samples();
-        let kept = samples.len().saturating_sub(KEPT_AFTER_END);
         let view = self.sandbox.view();
-        let state = SandboxState::Ended { reason, at };
+        let state = SandboxState::Ended {
+            reason: reason.clone(),
+            at,
+        };
         let mut status = journal::status(
             &self.sandbox.request,
             state.clone(),
@@ -342,7 +390,25 @@ impl Task {
         );
         status.network = view.network;
         status.template.environment.clear();
-        let ended = EndedSandbox { status: Arc::new(status), samples: samples[kept..].into() };
+        // One memory for the journal and for whoever asks.
+        let status = Arc::new(status);
+        tracing::debug!(sandbox = %id, ?reason, "ended");
+        let record = Record::Ended {
+            id: id.clone(),
+            reason,
+            at,
+            status: Some(status.clone()),
+        };
+        let parts = self.parts.clone();
+        if let Err(error) = self.attend(parts.journal.append(record)).await {
+            tracing::warn!(sandbox = %id, "cannot journal that it has ended: {error}");
+        }
+        let samples = self.sandbox.samples();
+        let kept = samples.len().saturating_sub(KEPT_AFTER_END);
+        let ended = EndedSandbox {
+            status,
+            samples: samples[kept..].into(),
+        };
         drop(self.reservation);
         self.parts.registry.finish(ended);
         if let Err(error) = self.sandbox.enter(state) {

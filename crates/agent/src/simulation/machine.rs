@@ -39,18 +39,27 @@ impl Driver for SimulatedDriver {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { memory_snapshot: false }
+        Capabilities {
+            memory_snapshot: false,
+        }
     }
 
     async fn prepare(&self, slot: Arc<NetworkSlot>) -> Result<Box<dyn Prepared>, DriverError> {
         tokio::time::sleep(self.0.prepare_time).await;
         if Faults::strike(&self.0.faults.prepare) {
-            return Err(DriverError::Exhausted { what: "disk", cause: "simulated".into() });
+            return Err(DriverError::Exhausted {
+                what: "disk",
+                cause: "simulated".into(),
+            });
         }
         let mut contents = self.0.contents();
         World::note(&mut contents, format!("prepare {}", slot.number));
         contents.prepared.insert(slot.number);
-        Ok(Box::new(SimulatedPrepared { world: self.0.clone(), slot, gone: false }))
+        Ok(Box::new(SimulatedPrepared {
+            world: self.0.clone(),
+            slot,
+            gone: false,
+        }))
     }
 
     async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError> {
@@ -105,7 +114,9 @@ impl Prepared for SimulatedPrepared {
         let process = {
             let mut contents = self.world.contents();
             self.gone = true;
-            contents.prepared.remove(&slot);
+            if !contents.prepared.remove(&slot) {
+                return Err(DriverError::Guest("it was dead already".into()));
+            }
             World::note(&mut contents, format!("start {slot}"));
             let process = World::new_process(&mut contents);
             contents.machines.insert(slot, process.clone());
@@ -116,7 +127,11 @@ impl Prepared for SimulatedPrepared {
             self.world.contents().machines.remove(&slot);
             return Err(DriverError::Guest("simulated fault".into()));
         }
-        Ok(Box::new(SimulatedMachine { world: self.world.clone(), slot, process }))
+        Ok(Box::new(SimulatedMachine {
+            world: self.world.clone(),
+            slot,
+            process,
+        }))
     }
 
     async fn discard(mut self: Box<Self>) {
@@ -138,12 +153,20 @@ impl Drop for SimulatedPrepared {
 #[async_trait::async_trait]
 impl Machine for SimulatedMachine {
     fn record(&self) -> MachineRecord {
-        MachineRecord { slot: self.slot, pid: self.process.pid, start_time: 1 }
+        MachineRecord {
+            slot: self.slot,
+            pid: self.process.pid,
+            start_time: 1,
+        }
     }
 
     async fn wait(&self) -> Exit {
         let mut exit = self.process.exit.subscribe();
-        match exit.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
+        match exit
+            .wait_for(Option::is_some)
+            .await
+            .map(|exit| exit.clone())
+        {
             Ok(Some(exit)) => exit,
             _ => Exit::Ended("the simulation ended".into()),
         }
@@ -165,11 +188,15 @@ impl Machine for SimulatedMachine {
         }
         // What a real one takes.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        self.process.exit.send_replace(Some(Exit::Ended("destroyed".into())));
+        self.process
+            .exit
+            .send_replace(Some(Exit::Ended("destroyed".into())));
         let mut contents = self.world.contents();
         World::note(&mut contents, format!("destroy {}", self.slot));
-        let ours =
-            contents.machines.get(&self.slot).is_some_and(|found| found.pid == self.process.pid);
+        let ours = contents
+            .machines
+            .get(&self.slot)
+            .is_some_and(|found| found.pid == self.process.pid);
         if ours {
             contents.machines.remove(&self.slot);
         }

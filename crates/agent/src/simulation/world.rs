@@ -33,7 +33,9 @@ pub struct Faults {
 impl Faults {
     /// Whether this call is to fail.
     pub(super) fn strike(counter: &AtomicU32) -> bool {
-        counter.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
+        counter
+            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+            .is_ok()
     }
 }
 
@@ -76,12 +78,20 @@ pub struct World {
 impl World {
     /// A host that does everything at once.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { slots_max: 4096, ..Self::default() })
+        Arc::new(Self {
+            slots_max: 4096,
+            ..Self::default()
+        })
     }
 
     /// A host that takes its time.
     pub fn slow(prepare_time: Duration, start_time: Duration) -> Arc<Self> {
-        Arc::new(Self { slots_max: 4096, prepare_time, start_time, ..Self::default() })
+        Arc::new(Self {
+            slots_max: 4096,
+            prepare_time,
+            start_time,
+            ..Self::default()
+        })
     }
 
     pub(super) fn contents(&self) -> MutexGuard<'_, Contents> {
