@@ -183,6 +183,35 @@ async fn the_usual_devices_work() {
 }
 
 #[tokio::test]
+async fn set_user_id_works_unless_forbidden() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let program = world.root.join("bin/id-of-owner");
+    fs::copy(world.root.join("bin/id"), &program).unwrap();
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o4755)).unwrap();
+    let shared = world.root.join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::set_permissions(&shared, PermissionsExt::from_mode(0o1777)).unwrap();
+    for (forbidden, expected) in [
+        (false, "euid=0(root)"),
+        (true, "uid=1000(user) gid=1000(user)"),
+    ] {
+        let mut options = world.options();
+        options.no_new_privileges = forbidden;
+        let driver = driver::container::Container::new(options).unwrap();
+        let command = "exec > /shared/report; /bin/id-of-owner; echo done";
+        let mut spec = world.spec(command);
+        spec.identity.default_user = "user".into();
+        let machine = world.prepare(&driver).await.start(spec).await.unwrap();
+        let text = report(&*machine, "/shared/report").await;
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(text.contains("euid=0"), !forbidden, "{text}");
+        machine.destroy().await.unwrap();
+        driver.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn the_uppermost_layer_wins() {
     let world = World::new();
     let driver = world.driver();

@@ -68,11 +68,9 @@ impl Group {
         let group = Self::of(hierarchies, instance, slot);
         if let Some(unified) = &hierarchies.unified {
             let parent = unified.root.join(top(instance));
-            if !parent.exists() {
-                delegate(&unified.root, &unified.controllers)?;
-                make(&parent)?;
-                delegate(&parent, &unified.controllers)?;
-            }
+            make(&parent)?;
+            delegate(&unified.root, &unified.controllers)?;
+            delegate(&parent, &unified.controllers)?;
         }
         for directory in group.directories() {
             if let Err(error) = make_fresh(directory) {
@@ -334,10 +332,12 @@ fn make_fresh(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Lets groups below a directory have controllers (version 2).
+/// Lets groups below a directory have controllers (version 2), where they have not yet.
 fn delegate(directory: &Path, controllers: &[String]) -> io::Result<()> {
+    let have = read(directory, "cgroup.subtree_control")?;
     for wanted in ["memory", "cpu", "pids", "io"] {
-        if controllers.iter().any(|have| have == wanted) {
+        let delegated = have.split_ascii_whitespace().any(|have| have == wanted);
+        if !delegated && controllers.iter().any(|have| have == wanted) {
             write(
                 directory,
                 "cgroup.subtree_control",

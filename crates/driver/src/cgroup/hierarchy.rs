@@ -46,7 +46,8 @@ pub struct Legacy {
 /// The hierarchies that are of use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hierarchies {
-    /// Version 2; absent if no controller of it is of use.
+    /// Version 2; on hybrid machines perhaps without any controller, but even then all processes
+    /// of a group of it can be killed at once.
     pub unified: Option<Unified>,
     /// Version 1, each with at least one controller of use.
     pub legacy: Vec<Legacy>,
@@ -80,12 +81,7 @@ impl Hierarchies {
                     let text = controllers(&root).unwrap_or_default();
                     let controllers: Vec<String> =
                         text.split_ascii_whitespace().map(String::from).collect();
-                    if NEEDED
-                        .iter()
-                        .any(|needed| controllers.iter().any(|have| have == needed))
-                    {
-                        found.unified = Some(Unified { root, controllers });
-                    }
+                    found.unified = Some(Unified { root, controllers });
                 }
                 Some("cgroup") => {
                     let controllers: Vec<String> = options
@@ -121,11 +117,16 @@ impl Hierarchies {
         NEEDED.into_iter().filter(|name| !has(name)).collect()
     }
 
-    /// In a word: `version 2`, `version 1`, `hybrid` or `none`.
+    /// In a few words, such as `version 2`.
     pub fn describe(&self) -> &'static str {
-        match (&self.unified, self.legacy.is_empty()) {
+        let unified = self
+            .unified
+            .as_ref()
+            .map(|unified| !unified.controllers.is_empty());
+        match (unified, self.legacy.is_empty()) {
             (Some(_), true) => "version 2",
-            (Some(_), false) => "hybrid",
+            (Some(true), false) => "hybrid",
+            (Some(false), false) => "version 1, beside an empty version 2",
             (None, false) => "version 1",
             (None, true) => "none",
         }
@@ -189,7 +190,8 @@ mod tests {
         let mounts = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
         let found = check(mounts, "cpuset cpu io memory pids\n", "version 2", &[]);
         assert_eq!(found.view(), CgroupView::Unified);
-        check(mounts, "", "none", &["memory", "cpu", "pids"]);
+        check(mounts, "", "version 2", &["memory", "cpu", "pids"]);
+        check("", "", "none", &["memory", "cpu", "pids"]);
         check(mounts, "memory", "version 2", &["cpu", "pids"]);
     }
 
@@ -203,7 +205,7 @@ mod tests {
             37 31 0:34 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n\
             40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let found = check(mounts, "", "version 1", &[]);
+        let found = check(mounts, "", "version 1, beside an empty version 2", &[]);
         assert_eq!(found.legacy.len(), 4);
     }
 

@@ -234,10 +234,15 @@ impl Inner {
                 group.limit_io(&layer.device(), io)?;
             }
             let unified = group.unified().map(open_directory).transpose()?;
+            let legacy: io::Result<Vec<_>> = group
+                .legacy()
+                .iter()
+                .map(|group| open_members(group))
+                .collect();
             Ok(Furniture {
                 mount: layer.mount()?,
-                group,
                 unified,
+                legacy: legacy?,
                 layer: None,
             })
         };
@@ -295,8 +300,8 @@ pub(super) fn remove_group(group: &Group) -> io::Result<()> {
 struct Furniture {
     layer: Option<Layer>,
     mount: OwnedFd,
-    group: Group,
     unified: Option<OwnedFd>,
+    legacy: Vec<OwnedFd>,
 }
 
 #[async_trait::async_trait]
@@ -327,8 +332,8 @@ impl Driver for Container {
         let Furniture {
             layer,
             mount,
-            group,
             unified,
+            legacy,
         } = match furnished {
             Ok(furniture) => furniture,
             Err(error) => {
@@ -340,7 +345,6 @@ impl Driver for Container {
         let request = Request::Prepare(Prepare {
             slot: number,
             first_id: self.inner.first_id + number * IDS,
-            legacy_groups: group.legacy(),
             unified: unified.is_some(),
             setup: CellSetup {
                 cgroups: self.inner.hierarchies.view(),
@@ -348,10 +352,11 @@ impl Driver for Container {
         });
         let mut descriptors = vec![&slot.namespace, &mount];
         descriptors.extend(&unified);
+        descriptors.extend(&legacy);
         let answer = connection
             .ask(request, &descriptors, PREPARE_PATIENCE)
             .await;
-        drop((mount, unified));
+        drop((mount, unified, legacy));
         let made = match answer {
             Ok((
                 Answer::Prepared {
@@ -514,6 +519,15 @@ fn make_private(directory: &Path) -> Result<(), DriverError> {
         .mode(0o700)
         .create(directory)
         .map_err(doing(format!("make {}", directory.display())))
+}
+
+/// The file through which a process joins a control group of version 1.
+fn open_members(group: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(
+        group.join("cgroup.procs"),
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {

@@ -22,7 +22,7 @@ use std::{
 pub(super) const LONGEST_PACKET: usize = 256 << 10;
 
 /// The most descriptors that travel with one packet.
-pub(super) const MOST_DESCRIPTORS: usize = 4;
+pub(super) const MOST_DESCRIPTORS: usize = 16;
 
 /// What was received.
 #[derive(Debug)]

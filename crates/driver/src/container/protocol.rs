@@ -30,15 +30,13 @@ pub(super) enum Request {
     },
 }
 
-/// Make a cell. Descriptors: the network namespace, the layer's mount, and with `unified` the
-/// directory of the control group.
+/// Make a cell. Descriptors: the network namespace, the layer's mount, with `unified` the directory
+/// of the control group of version 2, and the files `cgroup.procs` of those of version 1.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Prepare {
     pub(super) slot: u32,
     /// The host's number for root of the cell.
     pub(super) first_id: u32,
-    /// Directories of control groups of version 1 to put it into.
-    pub(super) legacy_groups: Vec<PathBuf>,
     /// Whether it is started inside a control group of version 2.
     pub(super) unified: bool,
     pub(super) setup: CellSetup,

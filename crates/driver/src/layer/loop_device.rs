@@ -16,7 +16,6 @@ const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
-const LO_FLAGS_DIRECT_IO: u32 = 16;
 
 // linux/ext4.h: stop all writing, drop what is not yet on disk.
 const EXT4_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587D;
@@ -94,19 +93,14 @@ fn configure(device: &OwnedFd, file: &File) -> io::Result<()> {
     let mut config: LoopConfig = unsafe { std::mem::zeroed() };
     config.fd = file.as_raw_fd() as u32;
     config.block_size = 4096;
-    config.info.flags = LO_FLAGS_AUTOCLEAR | direct_io();
+    // Not with direct I/O: that would first write what has just been copied to the disk, and costs
+    // each sandbox a millisecond or more. What is cached twice counts as its memory, and is given
+    // up before anything else.
+    config.info.flags = LO_FLAGS_AUTOCLEAR;
     // SAFETY: the kernel reads a structure of this layout, which lives through the call.
     match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn direct_io() -> u32 {
-    if std::env::var_os("ATOLL_LAYER_DIRECT").is_some() {
-        LO_FLAGS_DIRECT_IO
-    } else {
-        0
     }
 }
 

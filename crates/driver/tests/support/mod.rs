@@ -258,8 +258,12 @@ fn build_root(root: &Path) {
     ] {
         fs::create_dir_all(root.join(name)).unwrap();
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
-    fs::write(root.join("etc/group"), "root:x:0:\n").unwrap();
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\nuser:x:1000:\n").unwrap();
     for program in PROGRAMS {
         let found = ["/bin", "/usr/bin", "/sbin", "/usr/sbin"]
             .map(|folder| Path::new(folder).join(program))

@@ -79,6 +79,36 @@ fn an_end_by_memory_is_counted() {
 }
 
 #[test]
+fn a_forking_process_does_not_escape_its_end() {
+    let scratch = Scratch::new("forks");
+    let group = scratch.2.clone();
+    let mut child = Command::new("sh")
+        .args(["-c", "read go; while :; do sleep 1000 & done"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    group
+        .limit(&Limits {
+            memory: 64 << 20,
+            vcpus: 1,
+            processes: 30,
+        })
+        .unwrap();
+    scratch.join(child.id());
+    drop(child.stdin.take());
+    while group.usage().unwrap().processes < 30 {
+        std::thread::yield_now();
+    }
+    let killer = std::thread::spawn({
+        let group = group.clone();
+        move || group.kill_all()
+    });
+    child.wait().unwrap();
+    killer.join().unwrap().unwrap();
+    assert!(group.members().unwrap().is_empty());
+}
+
+#[test]
 fn fields_of_flat_files() {
     let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
     assert_eq!(field(text, "oom_kill"), 3);

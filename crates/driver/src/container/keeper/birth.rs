@@ -63,18 +63,23 @@ impl Nursery {
                 io::Error::from_raw_os_error(libc::EBADF),
             ));
         };
-        let group = descriptors.next().filter(|_| prepare.unified);
+        let group = if prepare.unified {
+            descriptors.next()
+        } else {
+            None
+        };
+        let groups: Vec<OwnedFd> = descriptors.collect();
         let (ours, theirs) =
             packet::pair().map_err(|error| Failure::system("make a control socket", error))?;
 
         self.enter(&network)?;
         let made = mount_sysfs().and_then(|sysfs| {
-            let child = self.clone(&theirs, group.as_ref())?;
+            let child = self.clone(&theirs, group.as_ref(), &groups)?;
             Ok((child, sysfs))
         });
         self.enter(&self.home)?;
         let (child, sysfs) = made?;
-        drop((theirs, network, group));
+        drop((theirs, network, group, groups));
         phases.mark("clone");
 
         let raised = child
@@ -113,7 +118,14 @@ impl Nursery {
             .map_err(|error| Failure::system("enter a network namespace", error))
     }
 
-    fn clone(&self, control: &OwnedFd, group: Option<&OwnedFd>) -> Result<Child, Failure> {
+    /// `group` is the directory of a control group of version 2 to be made in, `groups` are the
+    /// files `cgroup.procs` of those of version 1 to be joined.
+    fn clone(
+        &self,
+        control: &OwnedFd,
+        group: Option<&OwnedFd>,
+        groups: &[OwnedFd],
+    ) -> Result<Child, Failure> {
         let mut process: RawFd = -1;
         let mut flags = NAMESPACES as u64 | libc::CLONE_PIDFD as u64;
         if group.is_some() {
@@ -135,7 +147,7 @@ impl Nursery {
             )
         };
         match pid {
-            0 => self.be_born(control),
+            0 => self.be_born(control, groups),
             1.. => Ok(Child {
                 pid: pid as u32,
                 // SAFETY: the kernel has just made it for us.
@@ -149,13 +161,20 @@ impl Nursery {
     }
 
     /// The child: waits until its namespaces are complete, then becomes the guest.
-    fn be_born(&self, control: &OwnedFd) -> ! {
-        let _ = self.become_guest(control);
+    fn be_born(&self, control: &OwnedFd, groups: &[OwnedFd]) -> ! {
+        if let Err(error) = self.become_guest(control, groups) {
+            super::report(&format_args!("a cell: {error}"));
+        }
         // SAFETY: ends this process at once, without running anything that its parent set up.
         unsafe { libc::_exit(127) }
     }
 
-    fn become_guest(&self, control: &OwnedFd) -> io::Result<()> {
+    fn become_guest(&self, control: &OwnedFd, groups: &[OwnedFd]) -> io::Result<()> {
+        // Each waits for all processors to have passed a quiet state, up to tens of milliseconds:
+        // so it is not the keeper that does this.
+        for group in groups {
+            rustix::io::write(group, b"0")?;
+        }
         rustix::io::ioctl_fionbio(control, false)?;
         if !matches!(packet::receive::<String>(control)?, packet::Received::Packet(word, _) if word == GO)
         {
@@ -217,7 +236,7 @@ struct Child {
 }
 
 impl Child {
-    /// Gives it its users, its control groups and its layer. Returns its user namespace and its
+    /// Gives it its users and its layer. Returns its user namespace and its
     /// start time.
     fn raise(
         &self,
@@ -241,12 +260,6 @@ impl Child {
             .map_err(|error| Failure::system("read a process's start time", error))?;
         root::map_ids(layer, &users, false)?;
         phases.mark("map users");
-        for group in &prepare.legacy_groups {
-            fs::write(group.join("cgroup.procs"), self.pid.to_string()).map_err(|error| {
-                Failure::system(format!("join control group {}", group.display()), error)
-            })?;
-        }
-        phases.mark("join control groups");
         Ok((users, start_time))
     }
 }
