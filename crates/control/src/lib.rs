@@ -19,6 +19,8 @@ mod control;
 mod cors;
 mod error;
 mod extract;
+#[doc(hidden)]
+pub mod fuzzing;
 mod idempotency;
 mod keys;
 mod names;

@@ -1,6 +1,8 @@
 //! `docs/openapi.json` is what the code says. `UPDATE=1 cargo test -p control --test openapi`
 //! writes it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Helpers of tests too.
+
 use std::{fs, path::Path};
 
 #[test]

@@ -1,5 +1,7 @@
 //! Sandboxes through the API, as E2B's clients ask for them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Helpers of tests too.
+
 mod common;
 
 use api::{ErrorCode, Problem, node::EndReason};
@@ -8,6 +10,7 @@ use common::{FIRST_KEY, FakeNode, Plane, mask};
 use futures::stream;
 use http::Request;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_sandbox_is_created_read_and_killed() {
@@ -36,7 +39,10 @@ async fn a_sandbox_is_created_read_and_killed() {
         .expect(200)
         .json();
     assert_eq!(detail["envdAccessToken"], created["envdAccessToken"]);
-    let masked = mask(detail, &["sandboxID", "envdAccessToken", "startedAt", "endAt"]);
+    let masked = mask(
+        detail,
+        &["sandboxID", "envdAccessToken", "startedAt", "endAt"],
+    );
     insta::assert_json_snapshot!(masked, @r###"
     {
       "alias": "base",
@@ -216,7 +222,7 @@ async fn its_time_is_set_extended_and_up() {
         .expect(204);
     plane.get(&path).await.expect(404);
     let ended = plane
-        .get(&format!("/v1/sandboxes?state=ended"))
+        .get("/v1/sandboxes?state=ended")
         .await
         .expect(200)
         .json();
@@ -624,6 +630,52 @@ async fn a_repeated_creation_creates_once() {
     plane.node.refuse_next(full);
     send("twice", body.clone()).await.expect(500);
     send("twice", body).await.expect(201);
+}
+
+/// Nobody would know of it, and it would live to its end.
+#[tokio::test]
+async fn a_sandbox_whose_creator_went_away_is_ended() {
+    let plane = Plane::start().await;
+    plane.node.door.send_replace(false);
+    let body = json!({"templateID": "base"});
+    let asked = plane.post("/v2/sandboxes", body.clone());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), asked)
+            .await
+            .is_err()
+    );
+    // With a key he may come back and ask again: then it is his.
+    let keyed = || keyed_request(&body);
+    let asked = plane.send(keyed());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), asked)
+            .await
+            .is_err()
+    );
+    let busy = plane.send(keyed()).await.expect(409);
+    assert_eq!(busy.json()["error_code"], "idempotency_in_progress");
+    assert_eq!(busy.header("should-retry"), Some("true"));
+
+    plane.node.door.send_replace(true);
+    plane
+        .until("the first is ended, the second lives", async || {
+            let ended = plane.get("/v1/sandboxes?state=ended").await.json();
+            let living = plane.get("/v1/sandboxes?state=running").await.json();
+            ended.as_array().unwrap().len() == 1 && living.as_array().unwrap().len() == 1
+        })
+        .await;
+    let again = plane.send(keyed()).await.expect(201).json();
+    let living = plane.get("/v1/sandboxes").await.json();
+    assert_eq!(again["sandboxID"], living[0]["id"]);
+    assert_eq!(plane.node.requests().len(), 2);
+}
+
+fn keyed_request(body: &Value) -> Request<Body> {
+    Request::post("/v2/sandboxes")
+        .header("x-api-key", FIRST_KEY)
+        .header("Idempotency-Key", "mine")
+        .body(Body::from(body.to_string()))
+        .unwrap()
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Templates through the API: built, tagged, shared, deleted.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Helpers of tests too.
+
 mod common;
 
 use common::{FIRST_KEY, FakeNode, Plane};
@@ -18,14 +20,27 @@ async fn the_api_serves_while_base_is_built() {
     node.gate.send_replace(false);
     let plane = Plane::start_in(tempfile::tempdir().unwrap(), node, |_| {}).await;
     let mut progress = Box::pin(plane.control.progress());
-    let create = async || plane.post("/v2/sandboxes", json!({"templateID": "base"})).await;
+    let create = async || {
+        plane
+            .post("/v2/sandboxes", json!({"templateID": "base"}))
+            .await
+    };
     // Known as soon as the reconciler has looked once.
-    plane.until("base is known", async || plane.get("/templates/base").await.status == 200).await;
     plane
-        .until("progress is told", async || create().await.message().contains("unpacking, 40 %"))
+        .until("base is known", async || {
+            plane.get("/templates/base").await.status == 200
+        })
+        .await;
+    plane
+        .until("progress is told", async || {
+            create().await.message().contains("unpacking, 40 %")
+        })
         .await;
     let answer = create().await.expect(503);
-    assert_eq!(answer.message(), "Template \"base\" is still being built (unpacking, 40 %)");
+    assert_eq!(
+        answer.message(),
+        "Template \"base\" is still being built (unpacking, 40 %)"
+    );
     assert_eq!(answer.header("should-retry"), Some("true"));
     assert!(answer.header("retry-after").is_some());
 
@@ -48,14 +63,32 @@ async fn an_interrupted_build_of_base_goes_on_after_a_restart() {
     let node = FakeNode::new("n0de");
     node.gate.send_replace(false);
     let plane = Plane::start_in(tempfile::tempdir().unwrap(), node, |_| {}).await;
-    plane.until("it is being built", async || !plane.node.builds().is_empty()).await;
+    plane
+        .until("it is being built", async || {
+            !plane.node.builds().is_empty()
+        })
+        .await;
     // Another one, of a user, that nobody resumes.
     let body = json!({"name": "slow", "source": "debian:slow"});
     let asked = plane.post("/v1/templates", body);
-    assert!(tokio::time::timeout(Duration::from_millis(300), asked).await.is_err());
-    plane.until("it is known", async || plane.get("/templates/slow").await.status == 200).await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), asked)
+            .await
+            .is_err()
+    );
+    plane
+        .until("it is known", async || {
+            plane.get("/templates/slow").await.status == 200
+        })
+        .await;
     plane.control.stop().await;
-    let Plane { node, folder, control, store, .. } = plane;
+    let Plane {
+        node,
+        folder,
+        control,
+        store,
+        ..
+    } = plane;
     drop((control, store));
 
     node.gate.send_replace(true);
@@ -66,8 +99,15 @@ async fn an_interrupted_build_of_base_goes_on_after_a_restart() {
             plane.get("/templates/slow").await.json()["buildStatus"] == "error"
         })
         .await;
-    let refused = plane.post("/v2/sandboxes", json!({"templateID": "slow"})).await.expect(409);
-    assert!(refused.message().contains("interrupted"), "{}", refused.text);
+    let refused = plane
+        .post("/v2/sandboxes", json!({"templateID": "slow"}))
+        .await
+        .expect(409);
+    assert!(
+        refused.message().contains("interrupted"),
+        "{}",
+        refused.text
+    );
 }
 
 #[tokio::test]
@@ -83,61 +123,134 @@ async fn a_template_is_built_used_and_deleted() {
             }),
         )
         .await;
-    assert_eq!(lines[0], json!({"event": "step", "name": "unpacking", "total": 100}));
+    assert_eq!(
+        lines[0],
+        json!({"event": "step", "name": "unpacking", "total": 100})
+    );
     assert_eq!(last(&lines)["event"], "template");
     let template = &last(&lines)["template"];
     assert_eq!(template["builds"][0]["status"], "ready");
     assert_eq!(template["own"], true);
     let line: api::rest::v1::BuildLine = serde_json::from_value(last(&lines).clone()).unwrap();
-    assert!(matches!(line, api::rest::v1::BuildLine::Template(_)), "clients read it back");
+    assert!(
+        matches!(line, api::rest::v1::BuildLine::Template(_)),
+        "clients read it back"
+    );
 
-    plane.sandbox(FIRST_KEY, json!({"templateID": "my-app"})).await;
+    plane
+        .sandbox(FIRST_KEY, json!({"templateID": "my-app"}))
+        .await;
     let asked = plane.node.requests().pop().unwrap();
     assert_eq!(asked.template.start_command.as_deref(), Some("serve"));
-    assert_eq!((asked.template.user.as_str(), asked.resources.vcpus), ("app", 1));
+    assert_eq!(
+        (asked.template.user.as_str(), asked.resources.vcpus),
+        ("app", 1)
+    );
     assert_eq!(asked.template.environment["A"], "1");
-    assert_eq!(asked.template.environment["PATH"], "/bin", "the image's own stays");
+    assert_eq!(
+        asked.template.environment["PATH"], "/bin",
+        "the image's own stays"
+    );
     let row = &plane.get("/templates").await.expect(200).json()[0];
-    assert_eq!((&row["aliases"][0], &row["spawnCount"]), (&json!("my-app"), &json!(1)));
+    assert_eq!(
+        (&row["aliases"][0], &row["spawnCount"]),
+        (&json!("my-app"), &json!(1))
+    );
     let id = template["id"].as_str().unwrap();
-    let tenant = plane.get("/teams").await.json()[0]["teamID"].as_str().unwrap().to_owned();
-    for reference in [id.to_owned(), format!("{tenant}%2Fmy-app"), "MY-APP".to_owned()] {
-        plane.get(&format!("/templates/{reference}")).await.expect(200);
+    let tenant = plane.get("/teams").await.json()[0]["teamID"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for reference in [
+        id.to_owned(),
+        format!("{tenant}%2Fmy-app"),
+        "MY-APP".to_owned(),
+    ] {
+        plane
+            .get(&format!("/templates/{reference}"))
+            .await
+            .expect(200);
     }
     plane.get("/templates/tother%2Fmy-app").await.expect(404);
 
-    let alias = plane.get("/templates/aliases/my-app").await.expect(200).json();
+    let alias = plane
+        .get("/templates/aliases/my-app")
+        .await
+        .expect(200)
+        .json();
     assert_eq!(alias, json!({"templateID": id, "public": false}));
-    plane.call("DELETE", "/templates/my-app", FIRST_KEY, None).await.expect(204);
-    plane.call("DELETE", "/templates/my-app", FIRST_KEY, None).await.expect(404);
+    plane
+        .call("DELETE", "/templates/my-app", FIRST_KEY, None)
+        .await
+        .expect(204);
+    plane
+        .call("DELETE", "/templates/my-app", FIRST_KEY, None)
+        .await
+        .expect(404);
     plane.get("/templates/aliases/my-app").await.expect(404);
-    plane.post("/v2/sandboxes", json!({"templateID": "my-app"})).await.expect(404);
+    plane
+        .post("/v2/sandboxes", json!({"templateID": "my-app"}))
+        .await
+        .expect(404);
     let image = asked.template.image;
-    plane.until("its image is removed", async || plane.node.removed() == [image.clone()]).await;
+    plane
+        .until("its image is removed", async || {
+            plane.node.removed() == [image.clone()]
+        })
+        .await;
 }
 
 #[tokio::test]
 async fn an_image_stays_as_long_as_any_template_uses_it() {
     let plane = Plane::start().await;
     for name in ["one", "two"] {
-        plane.build(FIRST_KEY, json!({"name": name, "source": "debian:bookworm"})).await;
+        plane
+            .build(
+                FIRST_KEY,
+                json!({"name": name, "source": "debian:bookworm"}),
+            )
+            .await;
     }
-    plane.call("DELETE", "/templates/one", FIRST_KEY, None).await.expect(204);
+    plane
+        .call("DELETE", "/templates/one", FIRST_KEY, None)
+        .await
+        .expect(204);
     // The other one's deletion is worked on after the first one's.
-    plane.build(FIRST_KEY, json!({"name": "three", "source": "debian:trixie"})).await;
-    plane.call("DELETE", "/templates/three", FIRST_KEY, None).await.expect(204);
-    plane.until("an image is removed", async || !plane.node.removed().is_empty()).await;
+    plane
+        .build(
+            FIRST_KEY,
+            json!({"name": "three", "source": "debian:trixie"}),
+        )
+        .await;
+    plane
+        .call("DELETE", "/templates/three", FIRST_KEY, None)
+        .await
+        .expect(204);
+    plane
+        .until("an image is removed", async || {
+            !plane.node.removed().is_empty()
+        })
+        .await;
     plane.sandbox(FIRST_KEY, json!({"templateID": "two"})).await;
     let used = plane.node.requests().pop().unwrap().template.image;
     assert!(!plane.node.removed().contains(&used));
-    plane.call("DELETE", "/templates/two", FIRST_KEY, None).await.expect(204);
-    plane.until("it is removed", async || plane.node.removed().contains(&used)).await;
+    plane
+        .call("DELETE", "/templates/two", FIRST_KEY, None)
+        .await
+        .expect(204);
+    plane
+        .until("it is removed", async || {
+            plane.node.removed().contains(&used)
+        })
+        .await;
 }
 
 #[tokio::test]
 async fn a_failed_build_says_why() {
     let plane = Plane::start().await;
-    let lines = plane.build(FIRST_KEY, json!({"name": "bad", "source": "debian:bad"})).await;
+    let lines = plane
+        .build(FIRST_KEY, json!({"name": "bad", "source": "debian:bad"}))
+        .await;
     assert_eq!(
         last(&lines),
         &json!({
@@ -145,18 +258,26 @@ async fn a_failed_build_says_why() {
             "remedy": "name one that does",
         })
     );
-    let refused = plane.post("/v2/sandboxes", json!({"templateID": "bad"})).await.expect(409);
+    let refused = plane
+        .post("/v2/sandboxes", json!({"templateID": "bad"}))
+        .await
+        .expect(409);
     assert!(refused.message().contains("does not exist"));
     let template = plane.get("/templates/bad").await.expect(200).json();
     let build = template["builds"][0]["buildID"].as_str().unwrap();
     let status = format!("/templates/bad/builds/{build}/status");
     let status = plane.get(&status).await.expect(200).json();
     assert_eq!(status["status"], "error");
-    assert_eq!(status["reason"]["message"], "the suite `bad` does not exist");
+    assert_eq!(
+        status["reason"]["message"],
+        "the suite `bad` does not exist"
+    );
 
     // A new build under the same name heals it; a failed one after that breaks nothing.
     for source in ["debian:bookworm", "debian:bad"] {
-        plane.build(FIRST_KEY, json!({"name": "bad", "source": source})).await;
+        plane
+            .build(FIRST_KEY, json!({"name": "bad", "source": source}))
+            .await;
         plane.sandbox(FIRST_KEY, json!({"templateID": "bad"})).await;
     }
 }
@@ -165,12 +286,20 @@ async fn a_failed_build_says_why() {
 async fn tags_name_builds() {
     let plane = Plane::start().await;
     let build = async |name: &str, source: &str| {
-        let lines = plane.build(FIRST_KEY, json!({"name": name, "source": source})).await;
-        last(&lines)["template"]["builds"][0]["id"].as_str().unwrap().to_owned()
+        let lines = plane
+            .build(FIRST_KEY, json!({"name": name, "source": source}))
+            .await;
+        last(&lines)["template"]["builds"][0]["id"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     let first = build("app", "debian:one").await;
     let assigned = plane
-        .post("/templates/tags", json!({"target": "app", "tags": ["v1", "Stable"]}))
+        .post(
+            "/templates/tags",
+            json!({"target": "app", "tags": ["v1", "Stable"]}),
+        )
         .await
         .expect(201);
     assert_eq!(assigned.json()["buildID"], first);
@@ -181,16 +310,31 @@ async fn tags_name_builds() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|tag| (tag["tag"].as_str().unwrap(), tag["buildID"].as_str().unwrap()))
+        .map(|tag| {
+            (
+                tag["tag"].as_str().unwrap(),
+                tag["buildID"].as_str().unwrap(),
+            )
+        })
         .collect();
     assert_eq!(
         tags,
-        [("default", &*second), ("next", &third), ("stable", &first), ("v1", &first)]
+        [
+            ("default", &*second),
+            ("next", &third),
+            ("stable", &first),
+            ("v1", &first)
+        ]
     );
-    for (reference, expected) in
-        [("app", &second), ("app:v1", &first), ("app:NEXT", &third), ("app:stable", &first)]
-    {
-        plane.sandbox(FIRST_KEY, json!({"templateID": reference})).await;
+    for (reference, expected) in [
+        ("app", &second),
+        ("app:v1", &first),
+        ("app:NEXT", &third),
+        ("app:stable", &first),
+    ] {
+        plane
+            .sandbox(FIRST_KEY, json!({"templateID": reference}))
+            .await;
         let asked = plane.node.requests().pop().unwrap();
         assert_eq!(asked.template.build.as_str(), expected, "{reference}");
     }
@@ -205,56 +349,103 @@ async fn tags_name_builds() {
     ] {
         plane.post("/templates/tags", body).await.expect(400);
     }
-    plane.post("/templates/tags", json!({"target": "app:no", "tags": ["x"]})).await.expect(404);
-    plane.post("/templates/tags", json!({"target": "no", "tags": ["x"]})).await.expect(404);
+    plane
+        .post(
+            "/templates/tags",
+            json!({"target": "app:no", "tags": ["x"]}),
+        )
+        .await
+        .expect(404);
+    plane
+        .post("/templates/tags", json!({"target": "no", "tags": ["x"]}))
+        .await
+        .expect(404);
 
     let delete = async |tags: Value| {
         let body = json!({"name": "app", "tags": tags});
-        plane.call("DELETE", "/templates/tags", FIRST_KEY, Some(body)).await
+        plane
+            .call("DELETE", "/templates/tags", FIRST_KEY, Some(body))
+            .await
     };
     delete(json!(["default"])).await.expect(400);
     delete(json!(["nothing"])).await.expect(404);
     delete(json!(["v1"])).await.expect(204);
-    plane.sandbox(FIRST_KEY, json!({"templateID": "app:stable"})).await;
+    plane
+        .sandbox(FIRST_KEY, json!({"templateID": "app:stable"}))
+        .await;
     delete(json!(["stable"])).await.expect(204);
     plane
         .until("the build that no tag names is gone", async || {
-            plane.get("/templates/app").await.json()["builds"].as_array().unwrap().len() == 2
+            plane.get("/templates/app").await.json()["builds"]
+                .as_array()
+                .unwrap()
+                .len()
+                == 2
         })
         .await;
-    plane.until("and its image", async || plane.node.removed().len() == 1).await;
+    plane
+        .until("and its image", async || plane.node.removed().len() == 1)
+        .await;
 }
 
 #[tokio::test]
 async fn names_belong_to_whoever_was_first() {
     let plane = Plane::start().await;
     let stranger = plane.stranger().await;
-    plane.build(FIRST_KEY, json!({"name": "mine", "source": "debian:x"})).await;
+    plane
+        .build(FIRST_KEY, json!({"name": "mine", "source": "debian:x"}))
+        .await;
     let alias = async |name: &str, key: &str| {
-        plane.call("GET", &format!("/templates/aliases/{name}"), key, None).await.status
+        plane
+            .call("GET", &format!("/templates/aliases/{name}"), key, None)
+            .await
+            .status
     };
     assert_eq!(alias("mine", &stranger).await, StatusCode::FORBIDDEN);
     assert_eq!(alias("nobodys", &stranger).await, StatusCode::NOT_FOUND);
     assert_eq!(alias("base", &stranger).await, StatusCode::OK);
     let take = async |name: &str| {
         let body = json!({"name": name, "source": "debian:x"});
-        plane.call("POST", "/v1/templates", &stranger, Some(body)).await
+        plane
+            .call("POST", "/v1/templates", &stranger, Some(body))
+            .await
     };
     take("mine").await.expect(403);
     take("base").await.expect(403);
-    plane.call("DELETE", "/templates/base", FIRST_KEY, None).await.expect(403);
+    plane
+        .call("DELETE", "/templates/base", FIRST_KEY, None)
+        .await
+        .expect(403);
 
     // Shared, others may use it and nothing else.
     let share = json!({"public": true});
-    let shared = plane.call("PATCH", "/v2/templates/mine", FIRST_KEY, Some(share)).await;
-    assert!(shared.expect(200).json()["names"][0].as_str().unwrap().ends_with("/mine"));
-    plane.sandbox(&stranger, json!({"templateID": "mine"})).await;
+    let shared = plane
+        .call("PATCH", "/v2/templates/mine", FIRST_KEY, Some(share))
+        .await;
+    assert!(
+        shared.expect(200).json()["names"][0]
+            .as_str()
+            .unwrap()
+            .ends_with("/mine")
+    );
+    plane
+        .sandbox(&stranger, json!({"templateID": "mine"}))
+        .await;
     assert_eq!(alias("mine", &stranger).await, StatusCode::OK);
-    plane.call("DELETE", "/templates/mine", &stranger, None).await.expect(403);
+    plane
+        .call("DELETE", "/templates/mine", &stranger, None)
+        .await
+        .expect(403);
     let unshare = json!({"public": false});
-    plane.call("PATCH", "/templates/mine", FIRST_KEY, Some(unshare)).await.expect(200);
+    plane
+        .call("PATCH", "/templates/mine", FIRST_KEY, Some(unshare))
+        .await
+        .expect(200);
     let gone = json!({"templateID": "mine"});
-    plane.call("POST", "/v2/sandboxes", &stranger, Some(gone)).await.expect(404);
+    plane
+        .call("POST", "/v2/sandboxes", &stranger, Some(gone))
+        .await
+        .expect(404);
 }
 
 #[tokio::test]
@@ -263,9 +454,17 @@ async fn what_cannot_be_built_is_refused() {
     let stranger = plane.stranger().await;
     for source in ["dir:/etc", "tar:/root/x.tar", "oci:/srv/image"] {
         let body = json!({"name": "local", "source": source});
-        plane.call("POST", "/v1/templates", &stranger, Some(body)).await.expect(403);
+        plane
+            .call("POST", "/v1/templates", &stranger, Some(body))
+            .await
+            .expect(403);
     }
-    plane.build(FIRST_KEY, json!({"name": "local", "source": "dir:/srv/root"})).await;
+    plane
+        .build(
+            FIRST_KEY,
+            json!({"name": "local", "source": "dir:/srv/root"}),
+        )
+        .await;
     for body in [
         json!({"name": "", "source": "debian:x"}),
         json!({"name": "a b", "source": "debian:x"}),

@@ -1,6 +1,8 @@
 //! The store in SQLite: it passes the conformance suite, agrees with a model, survives `kill -9`,
 //! and refuses files that it cannot use.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Helpers of tests too.
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::{

@@ -114,13 +114,13 @@ async fn start(
         .filter(|template| template.visible_to(tenant))
         .ok_or_else(|| crate::templates::absent(&wanted.template.name))?;
     let (build, product) = plane.builder.usable(&template, wanted.template.tag())?;
+    let resources = wanted.resources(&build.recipe.resources, &plane.limits.resources)?;
     let limit = plane.limits.sandboxes;
     let reservation = plane.usage.reserve(&plane.nodes, tenant, limit).await?;
     let seed: u64 = rand::rng().random();
     let mut tried = Vec::new();
     let mut refreshed = false;
     loop {
-        let resources = build.recipe.resources;
         let placed = match plane.nodes.place(&product.images, &resources, &tried, seed) {
             Ok(placed) => placed,
             Err(refusal) if refreshed => {
@@ -138,7 +138,10 @@ async fn start(
                 continue;
             }
         };
-        let request = request(plane, tenant, &wanted, &template, &build, &product, &placed);
+        let request = CreateSandbox {
+            resources,
+            ..request(plane, tenant, &wanted, &template, &build, &product, &placed)
+        };
         let id = request.id.clone();
         match within(START, placed.node.create(request)).await {
             Ok(status) => {

@@ -37,7 +37,7 @@ pub(crate) struct Selection {
 
 /// The last sandbox of the page before.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Cursor {
+pub(crate) struct Cursor {
     started_at: Timestamp,
     id: String,
 }
@@ -161,12 +161,12 @@ impl Selection {
 }
 
 impl Cursor {
-    fn token(&self, ascending: bool) -> String {
+    pub(crate) fn token(&self, ascending: bool) -> String {
         let order = if ascending { "__asc" } else { "" };
         URL_SAFE_NO_PAD.encode(format!("{}__{}{order}", self.started_at, self.id))
     }
 
-    fn parse(token: &str, ascending: bool) -> Result<Self, Problem> {
+    pub(crate) fn parse(token: &str, ascending: bool) -> Result<Self, Problem> {
         let refuse = || invalid("Invalid next token");
         if token.len() > 256 {
             return Err(refuse());
@@ -194,7 +194,7 @@ impl Cursor {
 
 /// Labels as clients send them: a query string whose names and values are percent-encoded once
 /// more.
-fn parse_metadata(text: &str) -> Result<Vec<(String, String)>, Problem> {
+pub(crate) fn parse_metadata(text: &str) -> Result<Vec<(String, String)>, Problem> {
     if text.len() > MAX_FILTER {
         return Err(invalid("The metadata filter is too long"));
     }

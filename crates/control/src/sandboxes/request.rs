@@ -6,7 +6,7 @@ use crate::{
     names::Reference,
 };
 use api::{
-    ErrorCode, Problem,
+    Bytes, ErrorCode, Problem, Resources,
     node::{NetworkPolicy, OnTimeout},
     rest::{
         DEFAULT_TIMEOUT_V1, DEFAULT_TIMEOUT_V2,
@@ -28,6 +28,9 @@ const MAX_NAME: usize = 256;
 
 /// The longest value, in bytes.
 const MAX_VALUE: usize = 64 << 10;
+
+/// The least memory that a sandbox may ask for, as for templates.
+const LEAST_MEMORY: Bytes = Bytes::mebibytes(32);
 
 /// Everything that leaves.
 const EVERYTHING: &str = "0.0.0.0/0";
@@ -51,6 +54,41 @@ pub(crate) struct Wanted {
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) on_timeout: OnTimeout,
     pub(crate) network: NetworkPolicy,
+    /// The template's if absent.
+    pub(crate) vcpus: Option<u32>,
+    /// The template's if absent.
+    pub(crate) memory: Option<Bytes>,
+}
+
+impl Wanted {
+    /// What the sandbox may use: what was asked for where it was, else what the template says.
+    pub(crate) fn resources(
+        &self,
+        template: &Resources,
+        most: &Resources,
+    ) -> Result<Resources, Problem> {
+        let vcpus = self.vcpus.unwrap_or(template.vcpus);
+        let memory = self.memory.unwrap_or(template.memory);
+        if self.vcpus.is_some() && !(1..=most.vcpus).contains(&vcpus) {
+            let most = most.vcpus;
+            return Err(invalid(format!(
+                "cpuCount is {vcpus}: expected 1 to {most}"
+            )));
+        }
+        if self.memory.is_some() && !(LEAST_MEMORY..=most.memory).contains(&memory) {
+            return Err(invalid(format!(
+                "memoryMB is {}: expected {} to {}",
+                memory.as_mebibytes(),
+                LEAST_MEMORY.as_mebibytes(),
+                most.memory.as_mebibytes()
+            )));
+        }
+        Ok(Resources {
+            vcpus,
+            memory,
+            disk: template.disk,
+        })
+    }
 }
 
 /// Checks a request.
@@ -135,6 +173,10 @@ pub(crate) fn check(
         environment,
         on_timeout: OnTimeout::Kill,
         network,
+        vcpus: request.cpu_count,
+        memory: request
+            .memory_mb
+            .map(|count| Bytes(count.saturating_mul(1 << 20))),
     })
 }
 

@@ -3,6 +3,7 @@
 //! [`FakeNode`] keeps sandboxes in memory and runs nothing, so that the API can be tested without
 //! a machine, and so that it can be made to fail in ways that a real node cannot be made to.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Helpers of tests too.
 #![allow(dead_code)] // Each test uses its part of this.
 
 use api::{
@@ -56,26 +57,24 @@ pub(crate) struct FakeNode {
     sandboxes_max: u32,
     /// Builds of `base` and of `debian:slow` wait until this is true.
     pub(crate) gate: watch::Sender<bool>,
+    /// Creations wait until this is true.
+    pub(crate) door: watch::Sender<bool>,
 }
 
 impl FakeNode {
     pub(crate) fn new(id: &str) -> Arc<Self> {
-        Arc::new(Self {
-            id: id.parse().unwrap(),
-            kept: Mutex::default(),
-            sandboxes_max: 50,
-            gate: watch::Sender::new(true),
-        })
+        Self::small(id, 50)
     }
 
     pub(crate) fn small(id: &str, sandboxes_max: u32) -> Arc<Self> {
-        let kept = Mutex::default();
-        let gate = watch::Sender::new(true);
+        let (gate, door) = (watch::Sender::new(true), watch::Sender::new(true));
+        let id = id.parse().unwrap();
         Arc::new(Self {
-            id: id.parse().unwrap(),
-            kept,
+            id,
+            kept: Mutex::default(),
             sandboxes_max,
             gate,
+            door,
         })
     }
 
@@ -142,8 +141,9 @@ impl Node for FakeNode {
     }
 
     async fn create(&self, request: CreateSandbox) -> Result<SandboxStatus, Problem> {
+        self.kept.lock().unwrap().requests.push(request.clone());
+        let _ = self.door.subscribe().wait_for(|open| *open).await;
         let mut kept = self.kept.lock().unwrap();
-        kept.requests.push(request.clone());
         if let Some(problem) = kept.refusals.pop_front() {
             return Err(problem);
         }
@@ -432,7 +432,13 @@ impl Plane {
         }
     }
 
-    pub(crate) async fn call(&self, method: &str, path: &str, key: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        key: &str,
+        body: Option<Value>,
+    ) -> Answer {
         let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
         let request = Request::builder()
             .method(method)

@@ -191,7 +191,7 @@ impl Reader {
 pub(super) fn get(connection: &Connection, key: &str) -> Result<Option<Entry>, StoreError> {
     connection
         .prepare_cached("SELECT key, value, created, modified, lease FROM entries WHERE key = ?1")
-        .and_then(|mut statement| statement.query_row([key], |row| entry(row)).optional())
+        .and_then(|mut statement| statement.query_row([key], entry).optional())
         .map_err(failed)
 }
 
