@@ -43,7 +43,10 @@ impl Slots for SimulatedNetwork {
         let mut contents = self.0.contents();
         let free = (1..=self.0.slots_max).find(|number| !contents.slots.contains(number));
         let Some(number) = free.filter(|_| !Faults::strike(&self.0.faults.claim)) else {
-            return Err(problem(ErrorCode::OutOfCapacity, "all network slots are in use"));
+            return Err(problem(
+                ErrorCode::OutOfCapacity,
+                "all network slots are in use",
+            ));
         };
         World::note(&mut contents, format!("claim {number}"));
         contents.slots.insert(number);
@@ -66,7 +69,10 @@ impl Slots for SimulatedNetwork {
 
     async fn adopt(&self, number: u32, _pid: u32) -> Result<Arc<NetworkSlot>, Problem> {
         if Faults::strike(&self.0.faults.adopt_slot) || !self.0.contents().slots.contains(&number) {
-            return Err(problem(ErrorCode::NotFound, format!("slot {number} is gone")));
+            return Err(problem(
+                ErrorCode::NotFound,
+                format!("slot {number} is gone"),
+            ));
         }
         slot(number)
     }
@@ -80,8 +86,12 @@ impl Slots for SimulatedNetwork {
 
     async fn sweep(&self, keep: &[u32]) -> Result<Vec<String>, Problem> {
         let mut contents = self.0.contents();
-        let gone: Vec<u32> =
-            contents.slots.iter().copied().filter(|slot| !keep.contains(slot)).collect();
+        let gone: Vec<u32> = contents
+            .slots
+            .iter()
+            .copied()
+            .filter(|slot| !keep.contains(slot))
+            .collect();
         for slot in &gone {
             contents.slots.remove(slot);
             contents.closed.remove(slot);
@@ -90,7 +100,10 @@ impl Slots for SimulatedNetwork {
     }
 
     async fn stop(&self, keep_sandboxes: bool) {
-        World::note(&mut self.0.contents(), format!("network stop, keep {keep_sandboxes}"));
+        World::note(
+            &mut self.0.contents(),
+            format!("network stop, keep {keep_sandboxes}"),
+        );
     }
 
     fn name_servers(&self) -> Vec<IpAddr> {
@@ -104,7 +117,10 @@ pub struct SimulatedImages;
 #[async_trait::async_trait]
 impl Images for SimulatedImages {
     async fn root(&self, _digest: &ImageDigest) -> Result<Root, Problem> {
-        Ok(Root { layers: vec!["/".into()], pin: Box::new(()) })
+        Ok(Root {
+            layers: vec!["/".into()],
+            pin: Box::new(()),
+        })
     }
 
     async fn build(
