@@ -213,7 +213,7 @@ fn killed_at_any_moment_nothing_is_lost_and_nothing_leaks() {
                         if create(&agent, number).await.is_err() {
                             continue;
                         }
-                        if number % 8 == 0 && wanted.lock().unwrap().len() < 30 {
+                        if number.is_multiple_of(8) && wanted.lock().unwrap().len() < 30 {
                             doubtful.lock().unwrap().retain(|other| *other != number);
                             wanted.lock().unwrap().push(number);
                             continue;
