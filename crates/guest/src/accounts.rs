@@ -86,7 +86,7 @@ pub fn group_ids(user: &User, groups: &str) -> Vec<u32> {
     for group in parse_groups(groups) {
         if ids.len() < GROUP_LIMIT
             && !ids.contains(&group.gid)
-            && group.members.iter().any(|member| *member == user.name)
+            && group.members.contains(&user.name)
         {
             ids.push(group.gid);
         }
@@ -95,7 +95,7 @@ pub fn group_ids(user: &User, groups: &str) -> Vec<u32> {
 }
 
 fn read(path: &str) -> String {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(8 << 10);
     if let Ok(file) = File::open(path) {
         // A file that cannot be read is the same as an empty one: then nobody is known.
         let _ = file.take(SIZE_LIMIT).read_to_end(&mut bytes);

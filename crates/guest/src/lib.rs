@@ -5,7 +5,7 @@
 //! [`files`] is `/files`. It is made to cost little while it idles: one thread, one memory arena.
 //!
 //! What it is not: a boundary. Whoever holds the sandbox's token may do anything inside; what
-//! keeps a sandbox inside is the driver's business (`cell`, in the program, for containers). Like
+//! keeps a sandbox inside is the driver's business ([`cell`], for containers). Like
 //! envd it opens files as root and gives what it writes to the user named in the request.
 //!
 //! Start reading at [`serve`], then [`http`]. Parsers that face the public are modules without
@@ -13,6 +13,7 @@
 //! [`multipart`], and `api::envd::connect`.
 
 pub mod accounts;
+pub mod cell;
 mod descriptor;
 pub mod encoding;
 pub mod files;

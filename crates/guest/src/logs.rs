@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 
 /// The longest line kept; the rest of it is cut off.
 pub const LINE_LIMIT: usize = 4096;
-const LINES_LIMIT: usize = 2000;
-const BYTES_LIMIT: usize = 512 << 10;
+const LINES_LIMIT: usize = 1000;
+const BYTES_LIMIT: usize = 256 << 10;
 /// Lines per process and second, averaged; and how many may come at once.
 const RATE: f64 = 100.0;
 const BURST: f64 = 500.0;

@@ -3,10 +3,8 @@
 //! `atoll-guest wait --control-fd N` waits to become somebody's sandbox; `atoll-guest serve` serves
 //! right here, for tests and for comparing with other guests.
 
-mod cell;
-
 use api::{Secret, boot::Identity};
-use guest::{Settings, serve};
+use guest::{Settings, cell, serve};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},

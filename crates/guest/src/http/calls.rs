@@ -27,7 +27,7 @@ pub(super) async fn answer(guest: &Rc<Guest>, request: Request<Incoming>) -> Opt
         ("process.Process" | "filesystem.Filesystem", _) => Kind::Unary,
         _ => return None,
     };
-    if let Err(refusal) = check_codec(&request, kind) {
+    if let Some(refusal) = check_codec(&request, kind) {
         return Some(refusal);
     }
     let method = method.to_owned();

@@ -37,8 +37,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTION_LIMIT: usize = 1024;
-/// How long a client may take to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may wait for the next request and its head: longer than any client or
+/// gateway keeps an idle connection, so that it is never we who close one that is about to be used.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(640);
 const HEADER_LIMIT: usize = 100;
 /// Buffers of a connection, each way.
 const BUFFER_LIMIT: usize = 128 << 10;

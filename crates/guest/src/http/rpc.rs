@@ -35,15 +35,16 @@ pub enum Kind {
     Stream,
 }
 
-/// Refuses requests in another method or codec than the call's kind takes.
-pub fn check_codec(request: &Request<Incoming>, kind: Kind) -> Result<(), Reply> {
+/// The refusal of a request in another method or codec than the call's kind takes;
+/// `None` if it is right.
+pub fn check_codec(request: &Request<Incoming>, kind: Kind) -> Option<Reply> {
     if request.method() != http::Method::POST {
         let failure = Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed");
         let mut reply = failure.reply();
         reply
             .headers_mut()
             .insert(header::ALLOW, HeaderValue::from_static("POST"));
-        return Err(reply);
+        return Some(reply);
     }
     let expected = match kind {
         Kind::Unary => UNARY_JSON,
@@ -61,14 +62,14 @@ pub fn check_codec(request: &Request<Incoming>, kind: Kind) -> Result<(), Reply>
         .trim()
         .eq_ignore_ascii_case(expected)
     {
-        return Ok(());
+        return None;
     }
     let message = format!("unsupported content type '{sent}', expected {expected}");
     let mut reply = Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).reply();
     reply
         .headers_mut()
         .insert("accept-post", HeaderValue::from_static(expected));
-    Err(reply)
+    Some(reply)
 }
 
 /// The moment by which a call has to be done, from `Connect-Timeout-Ms`.

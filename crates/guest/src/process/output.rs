@@ -199,8 +199,7 @@ impl Process {
         if self.has_exited() {
             return Ok(());
         }
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw)
-        else {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
             return Ok(());
         };
         if signal == rustix::process::Signal::KILL {

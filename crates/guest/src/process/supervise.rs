@@ -1,4 +1,4 @@
-//! Watches over one process from its start to when it is forgotten.
+//! Watches over one process from its start to its end.
 
 use super::{output::Process, table::Table};
 use api::{envd::process::EndEvent, node::LogLevel};
@@ -14,7 +14,7 @@ const QUIET: Duration = Duration::from_millis(50);
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Waits for the process to end, and kills it if its deadline comes first; then hands out the end
-/// when its output is drained, and forgets it after a while.
+/// when its output is drained.
 pub async fn supervise(process: Rc<Process>, table: Rc<Table>, deadline: Option<Instant>) {
     let end = wait_for_exit(&process, deadline).await;
     drain(&process).await;
@@ -32,13 +32,6 @@ pub async fn supervise(process: Rc<Process>, table: Rc<Table>, deadline: Option<
         .logs()
         .add(LogLevel::Info, format!("process {pid} ended"), &fields);
     table.retire(&process);
-    // Only the table keeps it alive from here on.
-    let weak = Rc::downgrade(&process);
-    drop(process);
-    tokio::time::sleep(super::table::RETENTION).await;
-    if let Some(process) = weak.upgrade() {
-        table.forget(&process);
-    }
 }
 
 async fn wait_for_exit(process: &Process, deadline: Option<Instant>) -> EndEvent {

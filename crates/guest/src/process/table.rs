@@ -10,7 +10,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Processes that may run at once.
@@ -18,7 +18,7 @@ const RUNNING_LIMIT: usize = 1024;
 /// Ended processes that are remembered, and for how long.
 const ENDED_LIMIT: usize = 64;
 /// How long an ended process is remembered.
-pub const RETENTION: Duration = Duration::from_secs(300);
+const RETENTION: Duration = Duration::from_secs(300);
 /// Unseen output that one process may keep, and all together.
 const OUTPUT_LIMIT: usize = 1 << 20;
 const ALL_OUTPUT_LIMIT: usize = 16 << 20;
@@ -29,7 +29,10 @@ const OUTPUT_FLOOR: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Table {
     running: RefCell<BTreeMap<u32, Rc<Process>>>,
-    ended: RefCell<VecDeque<Rc<Process>>>,
+    /// With the moment when each is to be forgotten, the earliest first.
+    ended: RefCell<VecDeque<(Instant, Rc<Process>)>>,
+    /// Whether the task that forgets them runs.
+    forgetting: Cell<bool>,
     bound: Rc<Cell<usize>>,
     logs: Rc<Logs>,
 }
@@ -41,6 +44,7 @@ impl Table {
         Self {
             running: RefCell::default(),
             ended: RefCell::default(),
+            forgetting: Cell::new(false),
             bound,
             logs,
         }
@@ -70,7 +74,9 @@ impl Table {
     /// Adds a process that was just spawned.
     pub fn insert(&self, process: Rc<Process>) {
         // The number may have been another's that has ended.
-        self.ended.borrow_mut().retain(|old| old.pid != process.pid);
+        self.ended
+            .borrow_mut()
+            .retain(|(_, old)| old.pid != process.pid);
         self.running.borrow_mut().insert(process.pid, process);
         self.share();
     }
@@ -85,7 +91,7 @@ impl Table {
     }
 
     /// Moves a process to those that have ended.
-    pub fn retire(&self, process: &Rc<Process>) {
+    pub fn retire(self: &Rc<Self>, process: &Rc<Process>) {
         let mut running = self.running.borrow_mut();
         // Its number may be another's by now.
         if running
@@ -96,20 +102,30 @@ impl Table {
         }
         drop(running);
         let mut ended = self.ended.borrow_mut();
-        ended.push_back(Rc::clone(process));
+        ended.push_back((Instant::now() + RETENTION, Rc::clone(process)));
         while ended.len() > ENDED_LIMIT {
             ended.pop_front();
         }
         drop(ended);
         self.share();
+        if !self.forgetting.replace(true) {
+            tokio::task::spawn_local(Rc::clone(self).forget());
+        }
     }
 
-    /// Forgets an ended process.
-    pub fn forget(&self, process: &Rc<Process>) {
-        self.ended
-            .borrow_mut()
-            .retain(|known| !Rc::ptr_eq(known, process));
-        self.share();
+    /// Forgets ended processes when it is time, until there are none.
+    async fn forget(self: Rc<Self>) {
+        loop {
+            let next = self.ended.borrow().front().map(|(moment, _)| *moment);
+            let Some(moment) = next else {
+                self.forgetting.set(false);
+                return;
+            };
+            tokio::time::sleep_until(moment.into()).await;
+            let now = Instant::now();
+            self.ended.borrow_mut().retain(|(moment, _)| *moment > now);
+            self.share();
+        }
     }
 
     fn share(&self) {
@@ -135,7 +151,8 @@ impl Table {
     ) -> Result<Rc<Process>, ConnectError> {
         let running = self.running.borrow();
         let ended = self.ended.borrow();
-        let old = ended.iter().rev().filter(|_| also_ended);
+        let old = ended.iter().rev().map(|(_, process)| process);
+        let old = old.filter(|_| also_ended);
         match (selector.pid, &selector.tag) {
             (Some(pid), _) => {
                 let mut candidates = running.get(&pid).into_iter().chain(old);

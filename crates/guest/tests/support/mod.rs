@@ -1,6 +1,16 @@
 //! Starts the real guest on a free port and speaks to it over HTTP.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test program uses a part of it"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use api::envd::{
     connect::{EndOfStream, Envelope, EnvelopeReader, seal},
@@ -183,6 +193,18 @@ impl Guest {
     pub async fn connect(&self, pid: u32) -> Events {
         let message = json!({"process": {"pid": pid}});
         Events(self.stream("/process.Process/Connect", message, &[]).await)
+    }
+
+    /// Waits until a process is gone, reaped and all.
+    pub async fn wait_until_gone(&self, pid: &str) {
+        let path = std::path::Path::new("/proc").join(pid);
+        let gone = async {
+            while path.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let gone = tokio::time::timeout(Duration::from_secs(10), gone).await;
+        gone.expect("the process is still there");
     }
 
     /// Waits until no process runs.
