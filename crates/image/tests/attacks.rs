@@ -1,4 +1,5 @@
 //! Archives that try to leave their directory, or to take more than they may.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
@@ -229,7 +230,8 @@ fn whiteouts_name_only_their_own_directory() {
     assert_eq!(outcome.skipped.count, 3);
     let nodes = look(&place.root());
     assert_eq!(nodes[Path::new("etc/hosts")], Node::Whiteout);
-    assert_eq!(nodes[Path::new("outside/secret")], Node::Whiteout);
+    // There is nothing below that it could hide.
+    assert!(!nodes.contains_key(Path::new("outside/secret")));
     refused(
         place.unpack_over(Archive::new().file("../.wh.outside", b""), &[lower.root()]),
         "`..`",

@@ -1,4 +1,5 @@
 //! Debian through mmdebstrap, from a real mirror.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 

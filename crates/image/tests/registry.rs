@@ -1,4 +1,5 @@
 //! Pulling: from a real registry, and from servers that misbehave.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "support/registry.rs"]
 mod server;

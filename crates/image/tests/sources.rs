@@ -1,4 +1,5 @@
 //! Sources that lie on this machine, and what the store does with what they give.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 

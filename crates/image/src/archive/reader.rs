@@ -199,12 +199,11 @@ impl<R: Read> ArchiveReader<R> {
                 if segment.offset < end {
                     return Err(damaged("its sparse map is not ascending"));
                 }
-                end = segment
-                    .offset
-                    .checked_add(segment.length)
-                    .unwrap_or(u64::MAX);
+                end = segment.offset.saturating_add(segment.length);
             }
-            let total: u64 = map.iter().map(|segment| segment.length).sum();
+            let total: u64 = map
+                .iter()
+                .fold(0, |sum, segment| segment.length.saturating_add(sum));
             if end > size || total > self.data_left || size > i64::MAX as u64 {
                 return Err(damaged("its sparse map does not fit"));
             }

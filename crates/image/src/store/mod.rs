@@ -147,9 +147,11 @@ impl ImageStore {
             .map_err(|_| ImageError::InUse(layout.directory().to_owned()))?;
         layout.abandon_temporaries()?;
         layout.empty_trash();
-        let mut state = State::default();
-        state.images = read_images(&layout, &layout.images());
-        state.removed = read_images(&layout, &layout.removed());
+        let state = State {
+            images: read_images(&layout, &layout.images()),
+            removed: read_images(&layout, &layout.removed()),
+            ..State::default()
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 state: Mutex::new(state),

@@ -274,13 +274,15 @@ impl Unpacker {
             .into());
         }
         let there = look(&place.directory, name)?;
-        let was_whiteout = there.as_ref().is_some_and(is_whiteout);
-        if !there.is_some_and(|stat| kind(&stat) == FileType::Directory) {
+        let is_directory = |stat: &rustix::fs::Stat| kind(stat) == FileType::Directory;
+        let keeps = there.as_ref().is_some_and(is_directory);
+        if !keeps {
             let place = clear(&mut self.tree, parent, name)?;
             rustix::fs::mkdirat(&place.directory, name, Mode::from_raw_mode(0o700))?;
         }
         let directory = open_real(&self.tree.root, &path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        if was_whiteout {
+        // What was there before, a whiteout or a file, had hidden what lies below.
+        if there.is_some() && !keeps && !self.lowest {
             rustix::fs::fsetxattr(&directory, tree::OPAQUE, b"y", XattrFlags::empty())?;
         }
         self.dress(&directory, entry)?;
@@ -447,7 +449,7 @@ fn clear<'a>(tree: &'a mut Tree, parent: &Path, name: &OsStr) -> Result<&'a Plac
             }
         }
     }
-    tree.parent(parent)
+    tree.current()
 }
 
 /// Removes a directory and all in it. It is at most as deep as [`Limits::depth`].

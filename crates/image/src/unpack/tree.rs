@@ -157,6 +157,8 @@ pub struct Tree {
     limits: Limits,
     /// The last parent that was resolved, as it was asked for.
     cached: Option<(PathBuf, Place)>,
+    /// Whether `cached` may lead elsewhere now.
+    stale: bool,
     /// Whether something was taken from the layers below: then the result holds only above them.
     pub took_from_below: bool,
     /// Directories that were made although the archive had not named them (yet).
@@ -171,31 +173,39 @@ impl Tree {
             lowers,
             limits,
             cached: None,
+            stale: false,
             took_from_below: false,
             implied: Vec::new(),
         })
     }
 
-    /// Must be called when a directory or a symbolic link was replaced or removed.
+    /// Must be called when a directory or a symbolic link was replaced or removed: the next
+    /// [`Self::parent`] looks anew.
     pub fn forget(&mut self) {
-        self.cached = None;
+        self.stale = true;
+    }
+
+    /// What the last [`Self::parent`] returned.
+    pub fn current(&self) -> Result<&Place, Fault> {
+        match &self.cached {
+            Some((_, place)) => Ok(place),
+            None => Err(Errno::NOENT.into()),
+        }
     }
 
     /// The directory `path`, which is made with its parents if it is not there.
     pub fn parent(&mut self, path: &Path) -> Result<&Place, Fault> {
-        if !matches!(&self.cached, Some((known, _)) if known == path) {
+        let known = matches!(&self.cached, Some((known, _)) if known == path);
+        if self.stale || !known {
             let place = match self.open_place(path) {
                 Ok(place) => place,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => self.walk(path, true)?,
                 Err(error) => return Err(error.into()),
             };
-            self.cached = None;
-            return Ok(&self.cached.insert((path.to_owned(), place)).1);
+            self.cached = Some((path.to_owned(), place));
+            self.stale = false;
         }
-        match &self.cached {
-            Some((_, place)) => Ok(place),
-            None => Err(Fault::System(Errno::NOENT.into())),
-        }
+        self.current()
     }
 
     /// The directory `path` if it is there.
@@ -213,6 +223,14 @@ impl Tree {
             directory,
             path: path.to_owned(),
         })
+    }
+
+    /// What the layers below have at the real path `path`, as far as this one does not hide it.
+    fn below(&self, path: &Path) -> Result<Below, Errno> {
+        match hides(&self.root, path)? {
+            true => Ok(Below::Nothing),
+            false => self.lowers.find(path),
+        }
     }
 
     /// Whether what lies at the real path `path` would be laid over a directory's content below.
@@ -273,7 +291,7 @@ impl Tree {
                 }
                 Some(_) => return Err(Fault::NotADirectory),
                 None if !make => return Err(Errno::NOENT.into()),
-                None => match self.lowers.find(&next)? {
+                None => match self.below(&next)? {
                     Below::Symlink(target) => {
                         self.took_from_below = true;
                         target
