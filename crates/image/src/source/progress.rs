@@ -52,10 +52,14 @@ impl Progress {
             }
             // `Need to get 1234 kB/56.7 MB of archives`: the first is what is not in the cache.
             ["Need", "to", "get", number, unit, ..] => {
-                self.downloading = true;
-                self.installing = false;
                 let unit = unit.split('/').next().unwrap_or_default();
-                Told::Step("downloading packages".into(), amount(number, unit))
+                let total = amount(number, unit);
+                self.downloading = total != Some(0);
+                self.installing = !self.downloading;
+                match self.downloading {
+                    true => Told::Step("downloading packages".into(), total),
+                    false => Told::Step("installing packages".into(), Some(self.packages)),
+                }
             }
             ["Fetched", ..] if self.downloading => {
                 self.downloading = false;
@@ -129,6 +133,8 @@ mod tests {
             step("installing essential packages", Some(69)),
         );
         check("Setting up dash (0.5.12-2) ...", Told::Done(1));
+        let cached = "Need to get 0 B/29.7 MB of archives.";
+        check(cached, step("installing packages", Some(69)));
         check("I: success in 34.4566 seconds", Told::Nothing);
     }
 }

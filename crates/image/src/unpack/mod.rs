@@ -203,7 +203,10 @@ impl Unpacker {
             }
             NameMeaning::Opaque => {
                 let place = self.tree.parent(parent)?;
-                return Ok(tree::set_opaque(place)?);
+                return Ok(match place.path.as_os_str().is_empty() {
+                    true => self.tree.hide_all()?,
+                    false => tree::set_opaque(place)?,
+                });
             }
             NameMeaning::Whiteout(hidden) => return self.white_out(parent, hidden),
         }

@@ -225,6 +225,35 @@ impl Tree {
         })
     }
 
+    /// Hides all that the layers below have.
+    ///
+    /// Name by name, because overlayfs takes no notice of an opaque root.
+    pub fn hide_all(&mut self) -> Result<(), Errno> {
+        self.took_from_below = true;
+        for layer in &self.lowers.0 {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            for entry in rustix::fs::Dir::read_from(open_real(layer, Path::new(""), flags)?)? {
+                let entry = entry?;
+                let name = OsStr::from_bytes(entry.file_name().to_bytes());
+                if name == "." || name == ".." {
+                    continue;
+                }
+                match look(&self.root, name)? {
+                    None => {
+                        let mode = Mode::from_raw_mode(0o600);
+                        let device = FileType::CharacterDevice;
+                        rustix::fs::mknodat(&self.root, name, device, mode, 0)?;
+                    }
+                    Some(stat) if kind(&stat) == FileType::Directory => {
+                        set_opaque(&self.open_place(Path::new(name))?)?;
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What the layers below have at the real path `path`, as far as this one does not hide it.
     fn below(&self, path: &Path) -> Result<Below, Errno> {
         match hides(&self.root, path)? {
