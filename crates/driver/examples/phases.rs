@@ -3,6 +3,8 @@
 //! `cargo run --release -p driver --example phases [COUNT]`, as root. The root file system is a
 //! few of the host's programs, and the network has nothing but a loopback interface.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

@@ -1,5 +1,7 @@
 //! What every driver must do, asked through the `Driver` trait alone.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use driver::{Driver, DriverError, Exit};

@@ -1,6 +1,8 @@
 //! What only the `container` driver promises: that its keeper may die, and what a sandbox cannot
 //! see or do.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use driver::Driver;

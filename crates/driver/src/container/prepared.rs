@@ -139,11 +139,11 @@ async fn start(cell: &Cell, spec: StartSpec, phases: &mut Stopwatch) -> Result<(
         host_name,
         no_new_privileges: cell.inner.options.no_new_privileges,
     };
-    let request = Request::Start(Start {
+    let request = Request::Start(Box::new(Start {
         pid: cell.pid,
         layers,
         claim,
-    });
+    }));
     let descriptors: Vec<_> = other_mount.iter().collect();
     let left = deadline.saturating_sub(begin.elapsed());
     match connection.ask(request, &descriptors, left).await? {

@@ -23,7 +23,7 @@ pub(super) enum Request {
         version: u32,
     },
     Prepare(Prepare),
-    Start(Start),
+    Start(Box<Start>),
     /// Kill a cell if it lives, wait until its processes are gone, forget it.
     Release {
         pid: u32,

@@ -1,6 +1,8 @@
 //! What the tests of drivers share: a small root file system, networks, a data directory.
 
+// Not every test file uses all of it.
 #![allow(dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use api::{Bytes, Resources, SandboxId, Secret, TemplateId, boot::Identity};
 use driver::{

@@ -6,9 +6,7 @@ use super::{CellError, Doing};
 use api::boot::{CellClaim, CellSetup, GuestEvent};
 use rustix::{
     io::{Errno, IoSliceMut},
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send,
-    },
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send},
 };
 use serde::de::DeserializeOwned;
 use std::{mem::MaybeUninit, os::fd::OwnedFd};
@@ -56,8 +54,8 @@ impl ControlSocket {
 
     pub(super) fn receive_claim(&self) -> Result<(CellClaim, OwnedFd), CellError> {
         let (claim, root) = self.receive()?;
-        let root = root
-            .ok_or_else(|| CellError::Message("the claim brought no root file system".into()))?;
+        let root =
+            root.ok_or_else(|| CellError::Message("the claim brought no root file system".into()))?;
         Ok((claim, root))
     }
 

@@ -51,8 +51,13 @@ const HIDDEN: [&str; 13] = [
 ];
 
 /// Shown, but read-only even where the kernel would let root of the sandbox write.
-const READ_ONLY: [&str; 5] =
-    ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
+const READ_ONLY: [&str; 5] = [
+    "proc/bus",
+    "proc/fs",
+    "proc/irq",
+    "proc/sys",
+    "proc/sysrq-trigger",
+];
 
 const STRICT: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
@@ -61,8 +66,11 @@ const STRICT: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
 /// Builds the stage on the current directory, which must be empty, and lets go of the host's
 /// file systems. `sysfs` is a detached mount of the sandbox's `/sys`; without it there is none.
 pub(super) fn prepare(sysfs: Option<OwnedFd>, cgroups: &CgroupView) -> Result<(), CellError> {
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .doing("keep mounts private")?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .doing("keep mounts private")?;
     let stage = file_system("tmpfs", &[("size", "64k"), ("mode", "755")], STRICT)?;
     attach(&stage, ".")?;
     fchdir(&stage).doing("step on the stage")?;
@@ -170,12 +178,20 @@ fn build_devices() -> Result<(), CellError> {
     }
     let terminals = file_system(
         "devpts",
-        &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+        &[
+            ("newinstance", ""),
+            ("ptmxmode", "0666"),
+            ("mode", "0620"),
+            ("gid", "5"),
+        ],
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )?;
     attach(&terminals, "dev/pts")?;
     // What is written here counts as the sandbox's memory, so its size needs no tight limit.
-    attach(&file_system("tmpfs", &[("mode", "1777"), ("size", "50%")], STRICT)?, "dev/shm")?;
+    attach(
+        &file_system("tmpfs", &[("mode", "1777"), ("size", "50%")], STRICT)?,
+        "dev/shm",
+    )?;
     // Optional in the kernel, and hardly used.
     if let Ok(queues) = file_system("mqueue", &[], STRICT) {
         attach(&queues, "dev/mqueue")?;
@@ -286,7 +302,11 @@ fn set_read_only(mount: &OwnedFd) -> Result<(), CellError> {
             size_of_val(&attributes),
         )
     };
-    if result == 0 { Ok(()) } else { Err(last_error()).doing("make part of /proc read-only") }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(last_error()).doing("make part of /proc read-only")
+    }
 }
 
 fn last_error() -> Errno {
@@ -315,6 +335,12 @@ fn file_system(
 }
 
 fn attach(mount: &OwnedFd, place: &str) -> Result<(), CellError> {
-    move_mount(mount, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .doing(&format!("mount on {place}"))
+    move_mount(
+        mount,
+        "",
+        CWD,
+        place,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .doing(&format!("mount on {place}"))
 }

@@ -54,7 +54,10 @@ trait Doing<T> {
 
 impl<T> Doing<T> for rustix::io::Result<T> {
     fn doing(self, doing: &str) -> Result<T, CellError> {
-        self.map_err(|source| CellError::System { doing: doing.to_owned(), source })
+        self.map_err(|source| CellError::System {
+            doing: doing.to_owned(),
+            source,
+        })
     }
 }
 

@@ -37,13 +37,24 @@ pub(super) fn prepare() -> Result<(), CellError> {
     let _ = rustix::thread::set_name(c"atoll-guest");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // A core file would land wherever the host's core pattern says.
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
-        .doing("forbid core files")?;
-    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES_AT_MOST);
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )
+    .doing("forbid core files")?;
+    let hard = getrlimit(Resource::Nofile)
+        .maximum
+        .unwrap_or(OPEN_FILES_AT_MOST);
     let maximum = hard.min(OPEN_FILES_AT_MOST);
     setrlimit(
         Resource::Nofile,
-        Rlimit { current: Some(maximum.min(OPEN_FILES)), maximum: Some(maximum) },
+        Rlimit {
+            current: Some(maximum.min(OPEN_FILES)),
+            maximum: Some(maximum),
+        },
     )
     .doing("limit open files")?;
     leave_keyring();
@@ -78,7 +89,11 @@ pub(super) fn give_up(no_new_privileges: bool, filter: &Filter) -> Result<(), Ce
     clear_ambient_capability_set().doing("clear ambient capabilities")?;
     set_capabilities(
         None,
-        CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() },
+        CapabilitySets {
+            effective: KEPT,
+            permitted: KEPT,
+            inheritable: CapabilitySet::empty(),
+        },
     )
     .doing("give up capabilities")
 }

@@ -74,7 +74,12 @@ impl Filter {
         // SAFETY: the program points at a live array of the length that it states; the kernel
         // copies and checks it.
         let result = unsafe {
-            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                0,
+                &raw const program,
+            )
         };
         if result == 0 {
             Ok(())
@@ -94,9 +99,15 @@ fn rules() -> Vec<(u32, Rule)> {
     }
     let mut set = |number: i64, rule| by_number[number as usize] = rule;
     set(libc::SYS_clone, Rule::RefuseBits(NAMESPACES));
-    set(libc::SYS_unshare, Rule::RefuseBits(NAMESPACES | TIME_NAMESPACE));
+    set(
+        libc::SYS_unshare,
+        Rule::RefuseBits(NAMESPACES | TIME_NAMESPACE),
+    );
     set(libc::SYS_socket, Rule::OneOf(&FAMILIES, libc::EAFNOSUPPORT));
-    set(libc::SYS_personality, Rule::OneOf(&PERSONALITIES, libc::EPERM));
+    set(
+        libc::SYS_personality,
+        Rule::OneOf(&PERSONALITIES, libc::EPERM),
+    );
     // Its flags are behind a pointer, where a filter cannot look: C libraries then use `clone`.
     set(libc::SYS_clone3, Rule::Return(refuse(libc::ENOSYS)));
 
@@ -137,7 +148,12 @@ fn search(runs: &[(u32, Rule)]) -> Vec<libc::sock_filter> {
                 program.push(jump(libc::BPF_JGE, first, distance, 0));
             } else {
                 program.push(jump(libc::BPF_JGE, first, 0, 1));
-                program.push(instruction(libc::BPF_JMP | libc::BPF_JA, low.len() as u32, 0, 0));
+                program.push(instruction(
+                    libc::BPF_JMP | libc::BPF_JA,
+                    low.len() as u32,
+                    0,
+                    0,
+                ));
             }
             program.extend(low);
             program.extend(high);
@@ -168,7 +184,12 @@ fn apply(rule: Rule) -> Vec<libc::sock_filter> {
 }
 
 const fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
-    libc::sock_filter { code: code as u16, jt, jf, k }
+    libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    }
 }
 
 const fn load(offset: u32) -> libc::sock_filter {

@@ -257,7 +257,7 @@ impl Keeper {
                             Failure::system("queue for a cell", io::Error::from(Errno::AGAIN));
                         self.answer(number, Answer::Failed(failure));
                     }
-                    Request::Start(start) => self.start(number, start, descriptors),
+                    Request::Start(start) => self.start(number, *start, descriptors),
                     Request::Release { pid } => self.release(number, pid),
                 },
                 Ok(Received::Nothing) => return,

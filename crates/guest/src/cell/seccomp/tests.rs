@@ -39,31 +39,63 @@ fn decide(program: &[libc::sock_filter], architecture: u32, number: u32, argumen
 
 fn check(number: i64, argument: u32, expected: u32) {
     let filter = Filter::standard();
-    assert_eq!(decide(&filter.0, ARCHITECTURE, number as u32, argument), expected, "{number}");
+    assert_eq!(
+        decide(&filter.0, ARCHITECTURE, number as u32, argument),
+        expected,
+        "{number}"
+    );
 }
 
 #[test]
 fn every_number_gets_its_rule() {
     let filter = Filter::standard();
-    let special =
-        [libc::SYS_clone, libc::SYS_unshare, libc::SYS_socket, libc::SYS_personality, libc::SYS_clone3];
+    let special = [
+        libc::SYS_clone,
+        libc::SYS_unshare,
+        libc::SYS_socket,
+        libc::SYS_personality,
+        libc::SYS_clone3,
+    ];
     for number in 0..=462 {
         if special.contains(&number) {
             continue;
         }
-        let expected = if ALLOWED.contains(&number) { ALLOW } else { EPERM };
-        assert_eq!(decide(&filter.0, ARCHITECTURE, number as u32, 0), expected, "{number}");
+        let expected = if ALLOWED.contains(&number) {
+            ALLOW
+        } else {
+            EPERM
+        };
+        assert_eq!(
+            decide(&filter.0, ARCHITECTURE, number as u32, 0),
+            expected,
+            "{number}"
+        );
     }
     for number in [463, 500, 100_000, X32, X32 | 1, u32::MAX] {
-        assert_eq!(decide(&filter.0, ARCHITECTURE, number, 0), ENOSYS, "{number}");
+        assert_eq!(
+            decide(&filter.0, ARCHITECTURE, number, 0),
+            ENOSYS,
+            "{number}"
+        );
     }
-    assert_eq!(decide(&filter.0, 0x4000_0003, 1, 0), ENOSYS, "32-bit programs");
+    assert_eq!(
+        decide(&filter.0, 0x4000_0003, 1, 0),
+        ENOSYS,
+        "32-bit programs"
+    );
 }
 
 #[test]
 fn namespaces_cannot_be_made() {
-    for flag in [0x2_0000, 0x200_0000, 0x400_0000, 0x800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000]
-    {
+    for flag in [
+        0x2_0000,
+        0x200_0000,
+        0x400_0000,
+        0x800_0000,
+        0x1000_0000,
+        0x2000_0000,
+        0x4000_0000,
+    ] {
         check(libc::SYS_clone, flag | 17, EPERM);
         check(libc::SYS_unshare, flag, EPERM);
     }
@@ -138,5 +170,8 @@ fn installing_is_cheap() {
     };
     let (ours, linear) = (time(Filter::standard()), time(linear));
     println!("binary search {ours:?}, linear list {linear:?}");
-    assert!(ours < linear, "binary search {ours:?}, linear list {linear:?}");
+    assert!(
+        ours < linear,
+        "binary search {ours:?}, linear list {linear:?}"
+    );
 }
