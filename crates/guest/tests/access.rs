@@ -1,5 +1,7 @@
 //! Who may do what, and the routes that are not calls.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod support;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};

@@ -1,5 +1,7 @@
 //! `/files`, as clients see it.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod support;
 
 use bytes::Bytes;
