@@ -203,10 +203,12 @@ impl Unpacker {
             }
             NameMeaning::Opaque => {
                 let place = self.tree.parent(parent)?;
-                return Ok(match place.path.as_os_str().is_empty() {
-                    true => self.tree.hide_all()?,
-                    false => tree::set_opaque(place)?,
-                });
+                if place.path.as_os_str().is_empty() {
+                    self.tree.hide_all()?;
+                } else {
+                    tree::set_opaque(place)?;
+                }
+                return Ok(());
             }
             NameMeaning::Whiteout(hidden) => return self.white_out(parent, hidden),
         }
