@@ -8,8 +8,8 @@
 //!
 //! The program is made here and not by a library because a linear list costs at every start: the
 //! kernel runs a new filter for every system call number to learn which it may skip later.
-//! Measured on two cores (Linux 6.18), installing the linear form takes some 150 µs, this binary
-//! search over ranges a fraction of that; see `installing_is_cheap`.
+//! Measured on two cores (Linux 6.18): installing a list of comparisons takes 700 µs, this binary
+//! search over ranges 65 µs; the test `installing_is_cheap` prints both.
 
 use rustix::io::Errno;
 
