@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lints, licences and the length of files.
+# Format, lints, licences, the length of files, and that each promise has its test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
@@ -17,6 +17,9 @@ if [ -n "$long" ]; then
   printf 'error: longer than 800 lines:\n%s\n' "$long" >&2
   exit 1
 fi
+
+# Every promise has tests, and the tests that it names exist.
+scripts/check-specification.sh
 
 # cargo-deny is kept beside what is built. Unoptimised, as it is built faster than it would gain.
 deny=$(command -v cargo-deny || echo "$target/tools/bin/cargo-deny")
