@@ -25,6 +25,8 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Started as the keeper of sandboxes, the program never comes back from here.
+    driver::container::keeper::run_if_asked();
     let arguments = commands::Arguments::parse();
     let status = match runtime(&arguments.command) {
         Ok(runtime) => {

@@ -1,10 +1,11 @@
 //! Shows how a build gets on: a bar with its rate where a person watches, plain lines elsewhere.
 
-use crate::style::{self, harmless};
+use crate::style::harmless;
 use api::{Bytes, node::BuildEvent};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
-    io::IsTerminal,
+    io::{IsTerminal, Write},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,6 +20,23 @@ const BAR_OF_PIECES: &str = "{prefix} {msg} {wide_bar} {pos}/{len} {per_sec} {et
 const SPINNER: &str = "{prefix} {msg} {spinner} {elapsed}";
 const SPINNER_OF_BYTES: &str =
     "{prefix} {msg} {spinner} {binary_bytes} {binary_bytes_per_sec} {elapsed}";
+
+/// The bar that is on the screen, so that other lines go around it.
+static ON_SCREEN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Writes to standard error without disturbing the bar that is on the screen, if one is.
+pub(crate) fn write_around(bytes: &[u8]) {
+    let bar = ON_SCREEN
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    // A reader that went away is no error.
+    let write = || drop(std::io::stderr().lock().write_all(bytes));
+    match bar {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
+}
 
 /// One build's progress on standard error.
 #[derive(Debug)]
@@ -67,6 +85,7 @@ impl Progress {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_prefix(subject.to_owned());
             bar.enable_steady_tick(Duration::from_millis(100));
+            *ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
             bar
         });
         Self {
@@ -94,11 +113,7 @@ impl Progress {
 
     /// Prints a line without disturbing the bar.
     pub(crate) fn line(&self, text: &str) {
-        let text = format!("{}: {text}", self.subject);
-        match &self.bar {
-            Some(bar) => bar.suspend(|| style::note(&text)),
-            None => style::note(&text),
-        }
+        write_around(format!("{}: {text}\n", self.subject).as_bytes());
     }
 
     /// Takes the bar away.
@@ -106,6 +121,7 @@ impl Progress {
         self.step = None;
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+            *ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 

@@ -39,6 +39,11 @@ impl Paint {
         Self { coloured: false }
     }
 
+    /// Whether there is colour.
+    pub(crate) fn is_coloured(self) -> bool {
+        self.coloured
+    }
+
     fn with(self, code: &str, text: &str) -> String {
         if self.coloured {
             format!("\x1b[{code}m{text}\x1b[0m")

@@ -1,19 +1,47 @@
 //! `atoll up`: control plane, agent and gateway in one process on one address.
+//!
+//! The options and the life of the program are here; [`server`] puts the rooms together.
 
+mod announce;
 mod driver;
+mod limits;
+mod log;
+mod server;
 
-use crate::client::connection::DEFAULT_ADDRESS;
-use std::path::PathBuf;
+use crate::{
+    client::connection::DEFAULT_ADDRESS,
+    data_dir::{self, DataDir, KeyOrigin},
+    failure::Failure,
+    signals::Signals,
+    style,
+};
+use ::agent::PoolOptions;
+use anyhow::Context;
+use api::Secret;
+use gateway::TlsFiles;
+use server::{Plan, Server};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+use tokio::net::TcpListener;
+
+/// How long an orderly stop may take.
+const STOP_DEADLINE: Duration = Duration::from_secs(45);
+/// Exit status when an orderly stop was cut short.
+const STOPPED_AT_ONCE: i32 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
   sudo atoll up
   sudo atoll up --data-dir /srv/atoll --listen 0.0.0.0:3000
-  sudo ATOLL_API_KEY=e2b_… atoll up --domain sandboxes.example.com --tls-cert a.pem --tls-key a.key
+  sudo atoll up --domain sandboxes.example.com --tls-cert chain.pem --tls-key key.pem
 
 It prints `ready http://HOST:PORT` to standard output once it serves, and all else to standard
 error. The first key is that of ATOLL_API_KEY (`e2b_` and 40 hexadecimal digits), or one that is
-made and kept in `api-key` in the data directory.
+made and kept in `api-key` in the data directory. ATOLL_LOG chooses what is logged: `debug`, or
+`warn,agent=debug`.
 
 Ctrl-C ends it in good order; the second Ctrl-C ends it at once.";
 
@@ -55,20 +83,28 @@ pub(crate) struct Arguments {
     tls_key: Option<PathBuf>,
 
     /// Fewest sandboxes that are kept prepared
-    #[arg(long, value_name = "COUNT")]
-    pool_min: Option<u32>,
+    #[arg(long, value_name = "COUNT", default_value_t = PoolOptions::default().min)]
+    pool_min: u32,
 
     /// Most sandboxes that are kept prepared
-    #[arg(long, value_name = "COUNT")]
-    pool_max: Option<u32>,
+    #[arg(long, value_name = "COUNT", default_value_t = PoolOptions::default().max)]
+    pool_max: u32,
 
-    /// Most sandboxes at once [default: what memory allows]
-    #[arg(long, value_name = "COUNT")]
-    max_sandboxes: Option<u32>,
+    /// Most sandboxes at once
+    #[arg(long, value_name = "COUNT", default_value_t = ::agent::Limits::default().sandboxes)]
+    max_sandboxes: u32,
 
     /// Name servers of sandboxes, separated by commas [default: this machine's]
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
-    dns: Vec<std::net::IpAddr>,
+    dns: Vec<IpAddr>,
+
+    /// Registry that images may be pulled from without TLS; may be given several times
+    #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
+    insecure_registries: Vec<String>,
+
+    /// Do not build the template `base`, which E2B's clients start from unless told otherwise
+    #[arg(long)]
+    no_base: bool,
 
     /// Log in JSON, one object a line
     #[arg(long)]
@@ -84,15 +120,127 @@ enum OnExit {
     Keep,
 }
 
-/// The threads to serve with.
+/// The threads to serve with: few, as memory that a thread once used stays with it.
 pub(crate) fn runtime() -> tokio::runtime::Builder {
+    limits::bound_heaps();
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(2);
+    builder
+        .worker_threads(processors.clamp(2, 8))
+        .max_blocking_threads(64)
+        .thread_keep_alive(Duration::from_secs(2))
+        .thread_name("atoll");
     builder
 }
 
 /// Serves until it is told to stop.
 pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
-    let _ = arguments;
-    anyhow::bail!("later")
+    let chosen = driver::choose(arguments.driver)?;
+    require_root()?;
+    log::begin(arguments.json);
+    limits::raise_open_files();
+    let mut signals = Signals::listen()?;
+    let path = arguments
+        .data_dir
+        .clone()
+        .unwrap_or_else(data_dir::default_path);
+    let data = DataDir::take(&path)?;
+    let given = std::env::var("ATOLL_API_KEY").ok().map(Secret::new);
+    let key = data.first_key(given)?;
+    let listener = listen(&arguments.listen).await?;
+    let address = listener
+        .local_addr()
+        .context("cannot read the address that is served")?;
+    let scheme = if arguments.tls_cert.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+
+    tracing::info!("{}", chosen.reason);
+    let mut server = Server::start(&data, listener, plan(arguments, key.key)).await?;
+    let published = data.publish(&format!("{scheme}://{}", reachable(address)))?;
+    match &key.origin {
+        KeyOrigin::Environment => tracing::info!("the API key is that of ATOLL_API_KEY"),
+        KeyOrigin::Kept(path) => tracing::info!("the API key is in {}", path.display()),
+        KeyOrigin::Made(path) => tracing::info!("a new API key is in {}", path.display()),
+    }
+    style::to_stdout(&format!("ready {scheme}://{address}\n"))?;
+
+    let fault = tokio::select! {
+        _ = signals.stop() => false,
+        () = server.ended() => true,
+    };
+    drop(published);
+    tracing::info!("stopping");
+    tokio::select! {
+        stopped = tokio::time::timeout(STOP_DEADLINE, server.stop()) => {
+            if stopped.is_err() {
+                anyhow::bail!("stopping took longer than {STOP_DEADLINE:?}; the next start cleans up");
+            }
+        }
+        _ = signals.stop() => {
+            style::note("stopped at once; the next start cleans up");
+            std::process::exit(STOPPED_AT_ONCE);
+        }
+    }
+    anyhow::ensure!(!fault, "the gateway ended unexpectedly");
+    Ok(0)
+}
+
+fn plan(arguments: Arguments, first_key: Secret) -> Plan {
+    Plan {
+        first_key,
+        domain: arguments.domain,
+        tls: arguments
+            .tls_cert
+            .zip(arguments.tls_key)
+            .map(|(certificate, key)| TlsFiles { certificate, key }),
+        on_exit: match arguments.on_exit {
+            OnExit::Kill => ::agent::OnExit::Kill,
+            OnExit::Keep => ::agent::OnExit::Keep,
+        },
+        pool: PoolOptions {
+            min: arguments.pool_min.min(arguments.pool_max),
+            max: arguments.pool_max,
+        },
+        limits: ::agent::Limits {
+            sandboxes: arguments.max_sandboxes,
+            ..::agent::Limits::default()
+        },
+        name_servers: arguments.dns,
+        insecure_registries: arguments.insecure_registries,
+        base: !arguments.no_base,
+    }
+}
+
+fn require_root() -> anyhow::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "`atoll up` needs root: namespaces, mounts and network rules belong to it",
+        "run it with sudo; commands such as `atoll run` need no root",
+    )
+    .into())
+}
+
+async fn listen(text: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(text).await.map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another program listens there; choose another --listen"
+            }
+            _ => "write HOST:PORT with an address of this machine",
+        };
+        Failure::new(format!("cannot listen on {text}: {error}"), hint).into()
+    })
+}
+
+/// The address as clients on this machine reach it.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        return SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
+    }
+    address
 }
