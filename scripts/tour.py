@@ -32,7 +32,7 @@ def wait_for_template(name: str) -> None:
     while time.monotonic() < deadline:
         templates = json.loads(fetch(f"{URL}/v1/templates", **{"X-API-Key": os.environ["E2B_API_KEY"]}))
         for template in templates:
-            if name not in template["names"]:
+            if name not in [full.rsplit("/", 1)[-1] for full in template["names"]]:
                 continue
             newest = template["builds"][0] if template["builds"] else {"status": "waiting"}
             if newest["status"] == "ready":

@@ -392,7 +392,7 @@ fn sandboxes_that_are_kept_are_found_again() {
     let (status, data_dir) = atoll.stop();
     assert_eq!(status, Some(0));
     let atoll = Atoll::start_in(data_dir, &[]);
-    assert_eq!(atoll.sandboxes(), [id.clone()]);
+    assert_eq!(atoll.sandboxes(), std::slice::from_ref(&id));
     assert_eq!(atoll.good(&["exec", &id, "--", "cat", "/tmp/mark"]), "kept");
     atoll.stop_clean();
 }

@@ -247,7 +247,12 @@ async fn list(json: bool, connection: &Connection) -> anyhow::Result<u8> {
     ]);
     for template in templates {
         let tags: Vec<String> = template.tags.into_keys().collect();
-        let mut cells = vec![template.id, template.names.join(" ")];
+        let names: Vec<&str> = template
+            .names
+            .iter()
+            .map(|name| short(name, template.own))
+            .collect();
+        let mut cells = vec![template.id, names.join(" ")];
         // Builds come newest first.
         cells.extend(match template.builds.into_iter().next() {
             Some(build) => [
@@ -266,6 +271,14 @@ async fn list(json: bool, connection: &Connection) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// A name as its owner writes it: without the owner before the slash.
+fn short(name: &str, own: bool) -> &str {
+    match name.rsplit_once('/') {
+        Some((_, short)) if own => short,
+        _ => name,
+    }
+}
+
 fn word(status: BuildStatus) -> &'static str {
     match status {
         BuildStatus::Waiting => "waiting",
@@ -279,7 +292,12 @@ async fn remove(names: Vec<String>, connection: &Connection) -> anyhow::Result<u
     let client = connection.open()?;
     let known = client.templates().await?;
     for name in names {
-        let named = known.iter().find(|entry| entry.names.contains(&name));
+        let named = known.iter().find(|entry| {
+            entry
+                .names
+                .iter()
+                .any(|full| *full == name || short(full, entry.own) == name)
+        });
         let found: &Template = match named {
             Some(entry) => entry,
             None => pick(&name, known.iter(), |entry| &entry.id).only(

@@ -11,29 +11,29 @@ use std::{
 };
 
 /// Long enough for a machine that does many other things at once.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_atoll");
 
 /// What sandboxes of these tests have.
-const TOOLS: [&str; 12] = [
-    "bash", "dash", "cat", "cp", "env", "id", "ls", "mkdir", "pwd", "sleep", "stty", "tar",
+const TOOLS: [&str; 13] = [
+    "bash", "dash", "cat", "cp", "echo", "env", "id", "ls", "mkdir", "pwd", "sleep", "stty", "tar",
 ];
 
 /// One running `atoll up` with a data directory of its own.
-pub struct Atoll {
-    pub data_dir: tempfile::TempDir,
-    pub url: String,
+pub(crate) struct Atoll {
+    pub(crate) data_dir: tempfile::TempDir,
+    pub(crate) url: String,
     child: Child,
 }
 
 impl Atoll {
     /// Starts it and returns when it serves.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), arguments)
     }
 
     /// Starts it with a data directory that an earlier one may have used.
-    pub fn start_in(data_dir: tempfile::TempDir, arguments: &[&str]) -> Self {
+    pub(crate) fn start_in(data_dir: tempfile::TempDir, arguments: &[&str]) -> Self {
         let log = fs::File::create(data_dir.path().with_extension("log")).unwrap();
         let mut child = Command::new(PROGRAM)
             .args([
@@ -70,14 +70,14 @@ impl Atoll {
     }
 
     /// Starts it and builds the template `small`.
-    pub fn with_template() -> Self {
+    pub(crate) fn with_template() -> Self {
         let atoll = Self::start(&[]);
         atoll.build_template();
         atoll
     }
 
     /// Builds the template `small`: a shell and a few tools.
-    pub fn build_template(&self) {
+    pub(crate) fn build_template(&self) {
         let root = tempfile::tempdir().unwrap();
         make_root(root.path());
         let source = format!("dir:{}", root.path().display());
@@ -86,7 +86,7 @@ impl Atoll {
     }
 
     /// A command of the program against this Atoll.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command
             .args(arguments)
@@ -101,13 +101,13 @@ impl Atoll {
     }
 
     /// Runs a command of the program to its end.
-    pub fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// Runs a command of the program that must succeed; returns its standard output without the
     /// last line's end.
-    pub fn good(&self, arguments: &[&str]) -> String {
+    pub(crate) fn good(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(
             output.status.success(),
@@ -118,7 +118,7 @@ impl Atoll {
     }
 
     /// The sandboxes that run.
-    pub fn sandboxes(&self) -> Vec<String> {
+    pub(crate) fn sandboxes(&self) -> Vec<String> {
         self.good(&["ls", "--quiet"])
             .lines()
             .map(String::from)
@@ -126,12 +126,12 @@ impl Atoll {
     }
 
     /// Sends a signal to the program.
-    pub fn signal(&self, signal: libc::c_int) {
+    pub(crate) fn signal(&self, signal: libc::c_int) {
         send(&self.child, signal);
     }
 
     /// Ends it as a service manager would; returns its exit status and its data directory.
-    pub fn stop(mut self) -> (Option<i32>, tempfile::TempDir) {
+    pub(crate) fn stop(mut self) -> (Option<i32>, tempfile::TempDir) {
         self.signal(libc::SIGTERM);
         let status = wait(&mut self.child);
         let unused = tempfile::tempdir().unwrap();
@@ -139,7 +139,7 @@ impl Atoll {
     }
 
     /// Ends it; it must have ended well and left nothing.
-    pub fn stop_clean(self) {
+    pub(crate) fn stop_clean(self) {
         let (status, data_dir) = self.stop();
         let log = fs::read_to_string(data_dir.path().with_extension("log")).unwrap();
         assert_eq!(status, Some(0), "{log}");
@@ -159,13 +159,13 @@ impl Drop for Atoll {
 }
 
 /// Sends a signal to a process that this test started.
-pub fn send(child: &Child, signal: libc::c_int) {
+pub(crate) fn send(child: &Child, signal: libc::c_int) {
     // SAFETY: kill only sends a signal, and the child is not reaped while it is borrowed.
     unsafe { libc::kill(child.id() as libc::pid_t, signal) };
 }
 
 /// Waits for a process to end; kills it when patience is over.
-pub fn wait(child: &mut Child) -> Option<i32> {
+pub(crate) fn wait(child: &mut Child) -> Option<i32> {
     let ended = wait_for(|| child.try_wait().unwrap());
     match ended {
         Some(status) => status.code(),
@@ -178,7 +178,7 @@ pub fn wait(child: &mut Child) -> Option<i32> {
 }
 
 /// What `condition` brings, asked again and again until patience is over.
-pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + PATIENCE;
     let (_never, pause) = std::sync::mpsc::channel::<()>();
     loop {
@@ -192,7 +192,7 @@ pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -243,7 +243,7 @@ fn make_root(root: &Path) {
 }
 
 /// What the instance of a data directory has on this machine, seen from outside.
-pub fn traces(data_dir: &Path) -> Vec<String> {
+pub(crate) fn traces(data_dir: &Path) -> Vec<String> {
     let data_dir = data_dir.canonicalize().unwrap();
     let instance = instance(&data_dir);
     let group = format!("atoll-{instance}");
