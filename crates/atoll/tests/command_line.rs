@@ -142,7 +142,7 @@ fn data_is_on_standard_output_and_in_json_if_asked_for() {
         output.status.success(),
         doctor["sandboxes"].as_bool().unwrap()
     );
-    assert!(doctor["checks"].as_array().unwrap().len() > 10);
+    assert!(doctor["findings"].as_array().unwrap().len() > 10);
 }
 
 #[test]

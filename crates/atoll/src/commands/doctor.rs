@@ -1,17 +1,16 @@
 //! `atoll doctor`: what this machine can do.
 
 use crate::{
-    data_dir,
-    doctor::{Check, Verdict, checks, machine::Machine},
-    failure,
+    data_dir, doctor, failure,
     style::{self, Paint, Stream},
 };
+use api::finding::{Finding, FindingStatus};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
   sudo atoll doctor
-  atoll doctor --json | jq -r '.checks[] | select(.verdict == \"fail\") | .remedy'
+  atoll doctor --json | jq -r '.findings[] | select(.status == \"missing\") | .remedy'
 
 Exit status: 0 if sandboxes can run here, else 1.";
 
@@ -34,45 +33,44 @@ pub(crate) struct Arguments {
 }
 
 /// Does it.
-pub(super) fn execute(arguments: &Arguments) -> anyhow::Result<u8> {
-    let data_dir = arguments
-        .data_dir
-        .clone()
-        .unwrap_or_else(data_dir::default_path);
-    let checks = checks::judge(&Machine::inspect(&data_dir));
-    let able = checks::can_run(&checks);
+pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
+    let data_dir = arguments.data_dir.unwrap_or_else(data_dir::default_path);
+    let findings = doctor::examine(&data_dir).await;
+    let able = doctor::can_run(&findings);
     if arguments.json {
-        style::print_json(&serde_json::json!({ "sandboxes": able, "checks": checks }))?;
+        style::print_json(&serde_json::json!({ "sandboxes": able, "findings": findings }))?;
     } else {
-        style::to_stdout(&render(&checks, able, Paint::of(Stream::Output)))?;
+        style::to_stdout(&render(&findings, able, Paint::of(Stream::Output)))?;
     }
     Ok(if able { 0 } else { failure::FAILED })
 }
 
-fn render(checks: &[Check], able: bool, paint: Paint) -> String {
+fn render(findings: &[Finding], able: bool, paint: Paint) -> String {
     let mut text = String::new();
-    let width = checks
+    let width = findings
         .iter()
-        .map(|check| check.name.len())
+        .map(|finding| finding.name.len())
         .max()
         .unwrap_or(0);
-    for check in checks {
-        let word = match check.verdict {
-            Verdict::Ok => paint.good("ok  "),
-            Verdict::Note => "note".to_owned(),
-            Verdict::Warn => paint.warning("warn"),
-            Verdict::Fail => paint.error("FAIL"),
+    for finding in findings {
+        let word = match finding.status {
+            FindingStatus::Ok => paint.good("ok     "),
+            FindingStatus::Warning => paint.warning("warning"),
+            FindingStatus::Missing => paint.error("MISSING"),
         };
-        text.push_str(&format!("{word}  {:width$}  {}", check.name, check.found));
-        if let Some(remedy) = &check.remedy {
-            text.push_str(&format!("; to do: {remedy}"));
+        text.push_str(&format!(
+            "{word}  {:width$}  {}",
+            finding.name, finding.detail
+        ));
+        if !finding.remedy.is_empty() {
+            text.push_str(&format!("; to do: {}", finding.remedy));
         }
         text.push('\n');
     }
     text.push_str(if able {
-        "sandboxes run here with the driver `container`\n"
+        "sandboxes run here, with the driver `container`\n"
     } else {
-        "sandboxes cannot run here until every FAIL is settled\n"
+        "sandboxes cannot run here until what is MISSING is there\n"
     });
     text
 }
@@ -83,21 +81,15 @@ mod tests {
 
     #[test]
     fn one_line_each_and_no_need_of_colour() {
-        let check = |name, verdict, remedy: Option<&str>| Check {
-            name,
-            verdict,
-            found: "something".into(),
-            remedy: remedy.map(String::from),
-        };
-        let checks = [
-            check("user", Verdict::Ok, None),
-            check("kernel", Verdict::Fail, Some("update it")),
+        let findings = [
+            Finding::ok("root", "running as root"),
+            Finding::missing("nft", "no", "install it"),
         ];
         assert_eq!(
-            render(&checks, false, Paint::plain()),
-            "ok    user    something\n\
-             FAIL  kernel  something; to do: update it\n\
-             sandboxes cannot run here until every FAIL is settled\n"
+            render(&findings, false, Paint::plain()),
+            "ok       root  running as root\n\
+             MISSING  nft   no; to do: install it\n\
+             sandboxes cannot run here until what is MISSING is there\n"
         );
     }
 }

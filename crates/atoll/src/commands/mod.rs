@@ -93,7 +93,7 @@ impl Command {
             Self::Logs(arguments) => logs::execute(arguments).await,
             Self::Rm(arguments) => remove::execute(arguments).await,
             Self::Template(arguments) => template::execute(arguments).await,
-            Self::Doctor(arguments) => doctor::execute(&arguments),
+            Self::Doctor(arguments) => doctor::execute(arguments).await,
             Self::Key(arguments) => key::execute(arguments).await,
             Self::Node(arguments) => node::execute(arguments).await,
             Self::Completions(arguments) => completions::execute(&arguments),
