@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Starts Atoll, shows the tour, and serves until Ctrl-C; with ONCE=1 it ends after the tour.
-# ATOLL_DATA_DIR and ATOLL_LISTEN say where; both have defaults.
+# ATOLL_DATA_DIR and ATOLL_LISTEN say where, ATOLL_BINARY what; all have defaults.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
-atoll=$target/release/atoll
+atoll=${ATOLL_BINARY:-$target/release/atoll}
 export ATOLL_DATA_DIR=${ATOLL_DATA_DIR:-$target/atoll-run/data}
 once=${ONCE:-}
 if [ -n "$once" ]; then

@@ -2,7 +2,7 @@
 
 use crate::style::harmless;
 use api::{Bytes, node::BuildEvent};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::{
     io::{IsTerminal, Write},
     sync::{Mutex, PoisonError},
@@ -16,7 +16,7 @@ const BYTES_FROM: u64 = 1 << 14;
 
 const BAR: &str =
     "{prefix} {msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-const BAR_OF_PIECES: &str = "{prefix} {msg} {wide_bar} {pos}/{len} {per_sec} {eta}";
+const BAR_OF_PIECES: &str = "{prefix} {msg} {wide_bar} {pos}/{len} {rate} {eta}";
 const SPINNER: &str = "{prefix} {msg} {spinner} {elapsed}";
 const SPINNER_OF_BYTES: &str =
     "{prefix} {msg} {spinner} {binary_bytes} {binary_bytes_per_sec} {elapsed}";
@@ -192,7 +192,11 @@ impl Drop for Progress {
 
 fn set_style(bar: &ProgressBar, template: &str) {
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+        // The usual rate of pieces has four decimals.
+        let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            let _ = write!(text, "{:.1}/s", state.per_sec());
+        };
+        bar.set_style(style.with_key("rate", rate));
     }
 }
 
