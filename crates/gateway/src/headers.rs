@@ -17,6 +17,9 @@ pub const SANDBOX_PORT: HeaderName = HeaderName::from_static("e2b-sandbox-port")
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
+/// Nobody honest encodes a path more often than this.
+const MOST_DECODINGS: usize = 6;
+
 /// Paths of the guest that only the node may ask for.
 const CONTROL_ROUTES: [&str; 8] = [
     "init", "freeze", "unfreeze", "fsfreeze", "fsthaw", "collapse", "upgrade", "_atoll",
@@ -44,7 +47,7 @@ pub fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Removes the fields that concern one connection only (RFC 9110, section 7.6.1).
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    remove(headers, |name| is_hop_by_hop(name));
+    remove(headers, is_hop_by_hop);
 }
 
 fn is_hop_by_hop(name: &str) -> bool {
@@ -145,36 +148,30 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a path, however it is spelt, is one of the guest's that only the node may ask for.
+/// Whether a path may be one of the guest's that only the node may ask for, however it is spelt.
+///
+/// A path that can be read in several ways (dots, escapes, backslashes, parameters) counts as one
+/// if any of its parts is such a name: honest clients have no use for it.
 pub fn is_guest_control(path: &str) -> bool {
-    let plain = !path.contains(['%', '.', '\\', ';']) && !path.contains("//");
+    let plain = !path.contains(['%', '\\', ';']) && !path.contains("//") && !path.contains("/.");
     if plain {
-        return is_control_segment(path.trim_start_matches('/').split('/').next().unwrap_or(""));
+        let first = path.trim_start_matches('/').split('/').next();
+        return first.is_some_and(is_control_segment);
     }
-    // Decoded until nothing changes: whatever the server decodes, it finds no more than this.
-    let mut decoded = path.to_owned();
-    for _ in 0..4 {
-        let next = percent_decode_str(&decoded)
+    let mut reading = path.to_owned();
+    for _ in 0..MOST_DECODINGS {
+        if reading.split(['/', '\\', ';']).any(is_control_segment) {
+            return true;
+        }
+        let decoded = percent_decode_str(&reading)
             .decode_utf8_lossy()
             .into_owned();
-        if next == decoded {
-            break;
+        if decoded == reading {
+            return false;
         }
-        decoded = next;
+        reading = decoded;
     }
-    let mut segments: Vec<&str> = Vec::new();
-    for segment in decoded.split(['/', '\\']) {
-        match segment.split(';').next().unwrap_or("") {
-            "" | "." => {}
-            ".." => {
-                segments.pop();
-            }
-            name => segments.push(name),
-        }
-    }
-    segments
-        .first()
-        .is_some_and(|first| is_control_segment(first))
+    true
 }
 
 fn is_control_segment(segment: &str) -> bool {
@@ -217,6 +214,9 @@ mod tests {
             "/_atoll",
             "/%5fatoll/logs",
             "/../freeze",
+            "/x\\a/../init",
+            "/x\\a/../%69nit",
+            "/%25252525252525252569nit",
             "/upgrade",
             "/collapse",
             "/fsthaw",
@@ -231,6 +231,7 @@ mod tests {
             "/files",
             "/initial",
             "/files/init",
+            "/files%20/x",
             "/process.Process/List",
         ] {
             assert!(!is_guest_control(path), "{path}");

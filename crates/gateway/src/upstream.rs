@@ -145,10 +145,14 @@ impl Lease {
             }
             self.upstream.drive(context);
             // Only driving changes what `sending` waits for, so it needs no waker of its own.
-            sending
-                .as_mut()
-                .poll(&mut Context::from_waker(Waker::noop()))
-                .map(Some)
+            let mut unwoken = Context::from_waker(Waker::noop());
+            let polled = sending.as_mut().poll(&mut unwoken);
+            if polled.is_ready() {
+                // The body's reader drives again before it waits. Until then the connection must
+                // not wake this task each time that the reader says that it wants more.
+                self.upstream.drive(&mut unwoken);
+            }
+            polled.map(Some)
         })
         .await;
         match sent {

@@ -1,5 +1,8 @@
 //! Which requests go where, what the sandbox sees of them, and what is refused.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};

@@ -1,5 +1,8 @@
 //! Bodies, tunnels and ends: bytes pass as they come, and so does the end of either side.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use futures::{SinkExt, StreamExt};

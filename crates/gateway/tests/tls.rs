@@ -1,5 +1,8 @@
 //! TLS and HTTP/2, towards clients.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use gateway::TlsFiles;

@@ -89,16 +89,16 @@ impl FromStr for Reference {
                 "a tag has at most 128 letters, digits, `_`, `.` and `-`",
             ));
         }
+        let repository = match registry == DOCKER_HUB && !repository.contains('/') {
+            true => format!("library/{repository}"),
+            false => repository.to_owned(),
+        };
         if repository.len() > 255 || !repository.split('/').all(is_component) {
             return Err(refuse(
                 "a repository's name is made of lower-case letters, digits and single \
                  separators `.`, `_`, `__`, `-`, in parts divided by `/`",
             ));
         }
-        let repository = match registry == DOCKER_HUB && !repository.contains('/') {
-            true => format!("library/{repository}"),
-            false => repository.to_owned(),
-        };
         let tag = match (tag, &digest) {
             (None, None) => Some("latest".to_owned()),
             (tag, _) => tag.map(str::to_owned),
@@ -231,6 +231,8 @@ mod tests {
             "a..b",
             "a\n",
             "a%2f..",
+            // Too long once `library/` stands before it.
+            &"a".repeat(250),
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
