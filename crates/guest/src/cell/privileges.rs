@@ -3,7 +3,9 @@
 use super::{CellError, Doing, seccomp::Filter};
 use rustix::{
     io::Errno,
-    process::{Resource, Rlimit, getrlimit, setrlimit},
+    process::{
+        DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+    },
     thread::{
         CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
         remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
@@ -95,7 +97,10 @@ pub(super) fn give_up(no_new_privileges: bool, filter: &Filter) -> Result<(), Ce
             inheritable: CapabilitySet::empty(),
         },
     )
-    .doing("give up capabilities")
+    .doing("give up capabilities")?;
+    // Root of the sandbox has the same user id as this process; without this it could attach to it
+    // with ptrace, stop it and read its memory (ptrace(2), "Ptrace access mode checking").
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("refuse to be traced")
 }
 
 /// A session keyring of its own, so that none of the host's is inherited. Kernels without keys
