@@ -108,10 +108,10 @@ class Atoll:
             status, body, _ = self.request("GET", "/v1/templates")
             assert status == 200, body
             for template in body:
-                if name in template.get("aliases", template.get("names", [])) or template.get("name") == name:
-                    state = template.get("buildStatus") or template.get("status")
-                    assert state != "error", template
-                    return state == "ready"
+                if name in template["names"]:
+                    states = {build["status"] for build in template["builds"]}
+                    assert states != {"error"}, template
+                    return "ready" in states
             return False
 
         wait_until(ready, seconds, f"template {name} is ready")

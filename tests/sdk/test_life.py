@@ -24,6 +24,17 @@ def listed(**arguments):
     return found
 
 
+def ended_state(atoll, box):
+    """What the API tells of a sandbox once it has ended."""
+
+    def ended():
+        status, body, _ = atoll.request("GET", f"/v1/sandboxes/{box.sandbox_id}")
+        assert status == 200, body
+        return body["state"] if body["state"]["state"] == "ended" else None
+
+    return wait_until(ended, 5, "the sandbox has ended")
+
+
 def test_create_run_kill(atoll):
     box = Sandbox.create(timeout=60)
     assert box.is_running()
@@ -88,17 +99,15 @@ def test_expiry_is_exact_to_the_second(atoll):
     started = time.monotonic()
     wait_until(lambda: not box.is_running(), 6, "the sandbox's time is up")
     assert 2.5 <= time.monotonic() - started <= 4
-    status, body, _ = atoll.request("GET", f"/v1/sandboxes/{box.sandbox_id}")
-    assert status == 200
-    assert body["state"]["state"] == "ended" and body["state"]["reason"]["kind"] == "timed_out"
-    assert body["state"]["at"]
+    state = ended_state(atoll, box)
+    assert state["reason"]["kind"] == "timed_out" and state["at"]
 
 
 def test_a_kill_has_a_reason(atoll):
     box = Sandbox.create(timeout=60)
     box.kill()
-    _, body, _ = atoll.request("GET", f"/v1/sandboxes/{box.sandbox_id}")
-    assert body["state"]["reason"]["kind"] == "killed"
+    state = ended_state(atoll, box)
+    assert state["reason"]["kind"] == "killed" and state["at"]
 
 
 def test_killed_while_running_tells_the_client(atoll):
@@ -112,7 +121,7 @@ def test_killed_while_running_tells_the_client(atoll):
 def test_unknown_things(atoll):
     with pytest.raises(NotFoundException):
         Sandbox.get_info("i00000000000000000000")
-    with pytest.raises(NotFoundException):
+    with pytest.raises(SandboxException, match="404: Template"):
         Sandbox.create("no-such-template")
     with pytest.raises(AuthenticationException):
         Sandbox.create(api_key="e2b_" + "0" * 40)
