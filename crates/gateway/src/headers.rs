@@ -153,7 +153,10 @@ fn join_cookies(headers: &mut HeaderMap) {
 /// A path that can be read in several ways (dots, escapes, backslashes, parameters) counts as one
 /// if any of its parts is such a name: honest clients have no use for it.
 pub fn is_guest_control(path: &str) -> bool {
-    let plain = !path.contains(['%', '\\', ';']) && !path.contains("//") && !path.contains("/.");
+    let plain = path.starts_with('/')
+        && !path.contains(['%', '\\', ';'])
+        && !path.contains("//")
+        && !path.contains("/.");
     if plain {
         let first = path.trim_start_matches('/').split('/').next();
         return first.is_some_and(is_control_segment);
