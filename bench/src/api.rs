@@ -33,10 +33,18 @@ impl Client {
             // An error here shows as a failed request, where it is reported.
             let _closed = connection.await;
         });
-        Ok(Self { sender, address, key: key.to_owned() })
+        Ok(Self {
+            sender,
+            address,
+            key: key.to_owned(),
+        })
     }
 
-    async fn send(&mut self, request: http::request::Builder, body: Vec<u8>) -> Result<(u16, Bytes)> {
+    async fn send(
+        &mut self,
+        request: http::request::Builder,
+        body: Vec<u8>,
+    ) -> Result<(u16, Bytes)> {
         let request = request
             .header(header::HOST, self.address.to_string())
             .header(header::CONTENT_LENGTH, body.len())
@@ -54,26 +62,39 @@ impl Client {
             .uri(path)
             .header("x-api-key", &self.key)
             .header(header::CONTENT_TYPE, "application/json");
-        let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body)? };
+        let body = if body.is_null() {
+            Vec::new()
+        } else {
+            serde_json::to_vec(body)?
+        };
         let (status, answer) = self.send(request, body).await?;
         ensure!(
             (200..300).contains(&status),
             "{method} {path}: {status} {}",
             String::from_utf8_lossy(&answer)
         );
-        Ok(if answer.is_empty() { Value::Null } else { serde_json::from_slice(&answer)? })
+        Ok(if answer.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&answer)?
+        })
     }
 
     pub(crate) async fn create(&mut self) -> Result<Sandbox> {
         let body = json!({"templateID": "base", "timeout": 600});
         let answer = self.call(Method::POST, "/v2/sandboxes", &body).await?;
         let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
-        Ok(Sandbox { id: text("sandboxID"), token: text("envdAccessToken") })
+        Ok(Sandbox {
+            id: text("sandboxID"),
+            token: text("envdAccessToken"),
+        })
     }
 
     pub(crate) async fn delete(&mut self, sandbox: &Sandbox) -> Result<()> {
         let path = format!("/sandboxes/{}", sandbox.id);
-        self.call(Method::DELETE, &path, &Value::Null).await.map(drop)
+        self.call(Method::DELETE, &path, &Value::Null)
+            .await
+            .map(drop)
     }
 
     /// Runs `/bin/bash -l -c COMMAND`, as the SDKs do, and returns when its end is known.
@@ -95,7 +116,9 @@ impl Client {
         let (status, answer) = self.send(request, body).await?;
         let text = String::from_utf8_lossy(&answer);
         ensure!(status == 200, "starting a process: {status} {text}");
-        if !text.contains("\"end\"") || !text.contains("exit status 0") && !text.contains("\"exited\":true") {
+        if !text.contains("\"end\"")
+            || !text.contains("exit status 0") && !text.contains("\"exited\":true")
+        {
             bail!("the command did not end well: {text}");
         }
         Ok(())

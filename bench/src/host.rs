@@ -71,12 +71,17 @@ pub(crate) fn memory_of(pid: u32) -> Result<Memory> {
             .sum::<f64>()
             / 1024.0
     };
-    Ok(Memory { resident: sum(&["Rss:"]), unshared: sum(&["Private_Clean:", "Private_Dirty:"]) })
+    Ok(Memory {
+        resident: sum(&["Rss:"]),
+        unshared: sum(&["Private_Clean:", "Private_Dirty:"]),
+    })
 }
 
 /// All processes whose control group's path has a component that starts with `prefix`.
 pub(crate) fn processes_in_group(prefix: &str) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|pid: &u32| {

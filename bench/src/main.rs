@@ -44,11 +44,17 @@ struct Arguments {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     std::fs::create_dir_all(&arguments.out)?;
-    let wanted =
-        |name: &str| arguments.only.as_deref().is_none_or(|only| name.contains(only));
+    let wanted = |name: &str| {
+        arguments
+            .only
+            .as_deref()
+            .is_none_or(|only| name.contains(only))
+    };
     let mut report = report::Report::new(&arguments.out);
     if wanted("start-up") {
-        report.add(scenarios::start_up(&arguments.atoll, &arguments.data_dir, &arguments.up).await?)?;
+        report.add(
+            scenarios::start_up(&arguments.atoll, &arguments.data_dir, &arguments.up).await?,
+        )?;
     }
     let atoll = program::Atoll::start(&arguments.atoll, &arguments.data_dir, &arguments.up).await?;
     atoll.wait_for_base().await?;
@@ -66,6 +72,9 @@ async fn main() -> anyhow::Result<()> {
     }
     atoll.stop().await?;
     report.print();
-    anyhow::ensure!(report.all_met(), "a target was missed: see the rows marked MISSED");
+    anyhow::ensure!(
+        report.all_met(),
+        "a target was missed: see the rows marked MISSED"
+    );
     Ok(())
 }

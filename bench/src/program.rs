@@ -33,7 +33,14 @@ impl Atoll {
         let log = std::fs::File::create(data_dir.with_extension("log"))?;
         let started = Instant::now();
         let mut child = Command::new(program)
-            .args(["up", "--listen", "127.0.0.1:0", "--driver", "container", "--data-dir"])
+            .args([
+                "up",
+                "--listen",
+                "127.0.0.1:0",
+                "--driver",
+                "container",
+                "--data-dir",
+            ])
             .arg(data_dir)
             .args(flags)
             .env("ATOLL_API_KEY", KEY)
@@ -50,7 +57,12 @@ impl Atoll {
             .context("the program ended before it was ready")?;
         let ready_after = started.elapsed();
         let address = address_of(line.strip_prefix("ready ").unwrap_or(&line))?;
-        Ok(Self { child, address, data_dir: data_dir.canonicalize()?, ready_after })
+        Ok(Self {
+            child,
+            address,
+            data_dir: data_dir.canonicalize()?,
+            ready_after,
+        })
     }
 
     pub(crate) async fn client(&self) -> Result<Client> {
@@ -80,7 +92,13 @@ impl Atoll {
         let found = std::fs::read_dir(&layers)
             .with_context(|| format!("reading {}", layers.display()))?
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .map(|path| if path.join("root").is_dir() { path.join("root") } else { path })
+            .map(|path| {
+                if path.join("root").is_dir() {
+                    path.join("root")
+                } else {
+                    path
+                }
+            })
             .find(|path| path.join("usr/bin/sudo").exists());
         found.with_context(|| format!("no root file system of base below {}", layers.display()))
     }
@@ -91,7 +109,9 @@ impl Atoll {
         let mut last = None;
         for _ in 0..100 {
             let nodes = client.call(Method::GET, "/v1/nodes", &Value::Null).await?;
-            let ready = nodes[0]["slots_ready"].as_u64().or(nodes[0]["slotsReady"].as_u64());
+            let ready = nodes[0]["slots_ready"]
+                .as_u64()
+                .or(nodes[0]["slotsReady"].as_u64());
             if ready.is_some() && ready == last {
                 return Ok(());
             }
@@ -104,7 +124,10 @@ impl Atoll {
     /// Orderly stop.
     pub(crate) async fn stop(mut self) -> Result<()> {
         let pid = self.pid()?;
-        let status = Command::new("kill").args(["-TERM", &pid.to_string()]).status().await?;
+        let status = Command::new("kill")
+            .args(["-TERM", &pid.to_string()])
+            .status()
+            .await?;
         ensure!(status.success(), "could not signal {pid}");
         let status = timeout(Duration::from_secs(60), self.child.wait())
             .await

@@ -22,7 +22,10 @@ impl Samples {
         values.sort_by(f64::total_cmp);
         let rank = |share: f64| {
             let at = (share * values.len() as f64).ceil() as usize;
-            values.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+            values
+                .get(at.saturating_sub(1))
+                .copied()
+                .unwrap_or(f64::NAN)
         };
         Self {
             label: label.into(),
@@ -69,13 +72,19 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), outcomes: Vec::new() }
+        Self {
+            folder: folder.to_owned(),
+            outcomes: Vec::new(),
+        }
     }
 
     /// Keeps an outcome and writes its file.
     pub(crate) fn add(&mut self, outcome: Outcome) -> Result<()> {
         let path = self.folder.join(format!("{}.json", outcome.scenario));
-        let file = File { machine: host::Machine::here(), outcome: &outcome };
+        let file = File {
+            machine: host::Machine::here(),
+            outcome: &outcome,
+        };
         std::fs::write(path, serde_json::to_vec_pretty(&file)?)?;
         self.outcomes.push(outcome);
         Ok(())
@@ -112,6 +121,9 @@ impl Report {
 
     /// Whether every target was met.
     pub(crate) fn all_met(&self) -> bool {
-        self.outcomes.iter().flat_map(|outcome| &outcome.targets).all(|target| target.met)
+        self.outcomes
+            .iter()
+            .flat_map(|outcome| &outcome.targets)
+            .all(|target| target.met)
     }
 }

@@ -22,7 +22,10 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 fn target(text: &str, met: bool) -> Target {
-    Target { text: text.to_owned(), met }
+    Target {
+        text: text.to_owned(),
+        met,
+    }
 }
 
 /// From the start of `atoll up` to its `ready` line, with the template present.
@@ -51,7 +54,11 @@ pub(crate) async fn start_up(program: &Path, data_dir: &Path, flags: &[String]) 
 pub(crate) async fn idle_memory(atoll: &Atoll) -> Result<Outcome> {
     atoll.settle().await?;
     let memory = host::memory_of(atoll.pid()?)?;
-    let ours = Samples::new("resident memory of `atoll up`", "MiB", vec![memory.resident]);
+    let ours = Samples::new(
+        "resident memory of `atoll up`",
+        "MiB",
+        vec![memory.resident],
+    );
     Ok(Outcome {
         scenario: "idle-memory",
         command: "atoll up".to_owned(),
@@ -107,8 +114,14 @@ pub(crate) async fn create_to_first_result(atoll: &Atoll, samples: usize) -> Res
 
 /// Where the node says that the time of its creates goes.
 async fn phases(atoll: &Atoll) -> Result<Vec<Samples>> {
-    let nodes = atoll.client().await?.call(Method::GET, "/v1/nodes", &Value::Null).await?;
-    let Some(phases) = nodes[0]["phases"].as_array() else { return Ok(Vec::new()) };
+    let nodes = atoll
+        .client()
+        .await?
+        .call(Method::GET, "/v1/nodes", &Value::Null)
+        .await?;
+    let Some(phases) = nodes[0]["phases"].as_array() else {
+        return Ok(Vec::new());
+    };
     Ok(phases
         .iter()
         .map(|phase| Samples {
@@ -133,12 +146,18 @@ pub(crate) async fn hundred_at_once(atoll: &Atoll) -> Result<Outcome> {
         let sandboxes = created.into_iter().collect::<Result<Vec<_>>>()?;
         ready.push(milliseconds(started.elapsed()));
         try_join_all(
-            clients.iter_mut().zip(&sandboxes).map(|(client, sandbox)| client.run(sandbox, "true")),
+            clients
+                .iter_mut()
+                .zip(&sandboxes)
+                .map(|(client, sandbox)| client.run(sandbox, "true")),
         )
         .await?;
         answered.push(milliseconds(started.elapsed()));
         try_join_all(
-            clients.iter_mut().zip(&sandboxes).map(|(client, sandbox)| client.delete(sandbox)),
+            clients
+                .iter_mut()
+                .zip(&sandboxes)
+                .map(|(client, sandbox)| client.delete(sandbox)),
         )
         .await?;
     }
@@ -165,7 +184,11 @@ pub(crate) async fn idle_sandbox(atoll: &Atoll) -> Result<Outcome> {
     }
     atoll.settle().await?;
     let processes = host::processes_in_group(&format!("atoll-{instance}"));
-    ensure!(processes.len() >= sandboxes.len(), "found {} processes only", processes.len());
+    ensure!(
+        processes.len() >= sandboxes.len(),
+        "found {} processes only",
+        processes.len()
+    );
     let values = processes
         .iter()
         .filter_map(|pid| host::memory_of(*pid).ok())

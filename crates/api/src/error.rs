@@ -72,7 +72,11 @@ pub struct Problem {
 impl Problem {
     /// A problem with its cause and its remedy.
     pub fn new(code: ErrorCode, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { code, cause: cause.into(), remedy: remedy.into() }
+        Self {
+            code,
+            cause: cause.into(),
+            remedy: remedy.into(),
+        }
     }
 
     /// The body that E2B's clients parse (`code`, `message`), with Atoll's own fields beside it.

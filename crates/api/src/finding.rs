@@ -57,6 +57,11 @@ impl Finding {
         detail: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self { name: name.into(), status, detail: detail.into(), remedy: remedy.into() }
+        Self {
+            name: name.into(),
+            status,
+            detail: detail.into(),
+            remedy: remedy.into(),
+        }
     }
 }

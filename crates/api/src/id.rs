@@ -7,7 +7,9 @@ use std::{fmt, str::FromStr};
 const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
 fn random_text(length: usize, random: &mut impl Rng) -> String {
-    (0..length).map(|_| ALPHABET[random.random_range(0..ALPHABET.len())] as char).collect()
+    (0..length)
+        .map(|_| ALPHABET[random.random_range(0..ALPHABET.len())] as char)
+        .collect()
 }
 
 /// Why a text is not an id.
@@ -72,7 +74,8 @@ macro_rules! text_id {
 }
 
 fn is_base36(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase())
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase())
 }
 
 text_id!(
@@ -208,6 +211,11 @@ mod tests {
         assert!("../../etc/passwd".parse::<SandboxId>().is_err());
         assert!("I0000000000000000000a".parse::<SandboxId>().is_err());
         assert!("sha256:xyz".parse::<ImageDigest>().is_err());
-        assert!(BuildId::random(&mut rand::rng()).as_str().parse::<BuildId>().is_ok());
+        assert!(
+            BuildId::random(&mut rand::rng())
+                .as_str()
+                .parse::<BuildId>()
+                .is_ok()
+        );
     }
 }

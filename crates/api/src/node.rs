@@ -85,7 +85,11 @@ pub struct NetworkPolicy {
 
 impl Default for NetworkPolicy {
     fn default() -> Self {
-        Self { internet: true, allow_public_traffic: true, mask_request_host: None }
+        Self {
+            internet: true,
+            allow_public_traffic: true,
+            mask_request_host: None,
+        }
     }
 }
 
@@ -334,7 +338,10 @@ pub trait Node: Send + Sync + 'static {
 
     /// Builds a root file system; concurrent builds of the same source share the work. The last
     /// event is `Ready` or `Failed`. Dropping the stream cancels the caller's interest.
-    async fn build(&self, source: TemplateSource) -> Result<BoxStream<'static, BuildEvent>, Problem>;
+    async fn build(
+        &self,
+        source: TemplateSource,
+    ) -> Result<BoxStream<'static, BuildEvent>, Problem>;
 
     /// Removes a root file system that no template uses; running sandboxes keep it alive until
     /// they end.

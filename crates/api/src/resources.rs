@@ -55,7 +55,9 @@ impl FromStr for Bytes {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refuse = || ParseBytesError(text.to_owned());
         let trimmed = text.trim();
-        let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let digits = trimmed
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(digits);
         let number: u64 = number.parse().map_err(|_| refuse())?;
         let shift = match unit.trim().to_ascii_lowercase().as_str() {
@@ -83,7 +85,11 @@ pub struct Resources {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { vcpus: 2, memory: Bytes::mebibytes(512), disk: Bytes::gibibytes(10) }
+        Self {
+            vcpus: 2,
+            memory: Bytes::mebibytes(512),
+            disk: Bytes::gibibytes(10),
+        }
     }
 }
 

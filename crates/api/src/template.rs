@@ -43,7 +43,10 @@ pub enum TemplateSource {
 impl TemplateSource {
     /// Whether building reads the node's own files, which only an administrator may ask for.
     pub fn reads_local_files(&self) -> bool {
-        matches!(self, Self::OciLayout { .. } | Self::Directory(_) | Self::Tarball(_))
+        matches!(
+            self,
+            Self::OciLayout { .. } | Self::Directory(_) | Self::Tarball(_)
+        )
     }
 }
 
@@ -62,7 +65,9 @@ impl FromStr for TemplateSource {
         let refuse = || ParseSourceError(text.chars().take(200).collect());
         let word = |word: &str| {
             !word.is_empty()
-                && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+                && word
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
                 && word.as_bytes()[0].is_ascii_alphanumeric()
         };
         if text == "base" {
@@ -80,21 +85,31 @@ impl FromStr for TemplateSource {
                 _ => Err(refuse()),
             },
             "oci" => Ok(match rest.rsplit_once(':') {
-                Some((path, tag)) if !tag.contains('/') && !path.is_empty() => {
-                    Self::OciLayout { path: path.into(), tag: Some(tag.to_owned()) }
-                }
-                _ => Self::OciLayout { path: rest.into(), tag: None },
+                Some((path, tag)) if !tag.contains('/') && !path.is_empty() => Self::OciLayout {
+                    path: path.into(),
+                    tag: Some(tag.to_owned()),
+                },
+                _ => Self::OciLayout {
+                    path: rest.into(),
+                    tag: None,
+                },
             }),
             "dir" => Ok(Self::Directory(rest.into())),
             "tar" => Ok(Self::Tarball(rest.into())),
             "debian" => {
                 let (suite, packages) = rest.split_once('+').unwrap_or((rest, ""));
-                let packages: Vec<String> =
-                    packages.split(',').filter(|name| !name.is_empty()).map(String::from).collect();
+                let packages: Vec<String> = packages
+                    .split(',')
+                    .filter(|name| !name.is_empty())
+                    .map(String::from)
+                    .collect();
                 if !word(suite) || !packages.iter().all(|name| word(name)) {
                     return Err(refuse());
                 }
-                Ok(Self::Debian { suite: suite.to_owned(), packages })
+                Ok(Self::Debian {
+                    suite: suite.to_owned(),
+                    packages,
+                })
             }
             _ => Err(refuse()),
         }
@@ -106,7 +121,10 @@ impl fmt::Display for TemplateSource {
         match self {
             Self::Registry(reference) => write!(formatter, "docker://{reference}"),
             Self::OciLayout { path, tag: None } => write!(formatter, "oci:{}", path.display()),
-            Self::OciLayout { path, tag: Some(tag) } => {
+            Self::OciLayout {
+                path,
+                tag: Some(tag),
+            } => {
                 write!(formatter, "oci:{}:{tag}", path.display())
             }
             Self::Directory(path) => write!(formatter, "dir:{}", path.display()),

@@ -183,7 +183,10 @@ pub struct FilesystemEvent {
 /// A message of `WatchDir`'s stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(clippy::large_enum_variant, reason = "written and let go at once, one at a time")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "written and let go at once, one at a time"
+)]
 pub enum WatchResponse {
     /// The directory is watched: always first.
     Start {},

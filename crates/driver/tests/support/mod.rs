@@ -232,11 +232,8 @@ pub fn is_healthy(machine: &dyn Machine) -> bool {
 
 fn new_network() -> OwnedFd {
     // SAFETY: gives this thread alone, which ends after this, another network.
-    assert_eq!(
-        unsafe { libc::unshare(libc::CLONE_NEWNET) },
-        0,
-        "needs root"
-    );
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(unshared, 0, "needs root");
     // SAFETY: an ordinary socket and a zeroed request that names the loopback interface.
     unsafe {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
@@ -275,8 +272,8 @@ fn build_root(root: &Path) {
         fs::copy(&found, root.join("bin").join(program)).unwrap();
         let libraries = Command::new("ldd").arg(&found).output().unwrap();
         for word in String::from_utf8_lossy(&libraries.stdout).split_whitespace() {
-            if word.starts_with('/') {
-                let target = root.join(&word[1..]);
+            if let Some(inside) = word.strip_prefix('/') {
+                let target = root.join(inside);
                 if !target.exists() {
                     fs::create_dir_all(target.parent().unwrap()).unwrap();
                     fs::copy(word, target).unwrap();

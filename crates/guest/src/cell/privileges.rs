@@ -3,9 +3,7 @@
 use super::{CellError, Doing, seccomp::Filter};
 use rustix::{
     io::Errno,
-    process::{
-        DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
-    },
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
     thread::{
         CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
         remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
