@@ -52,7 +52,8 @@ class Load:
                     self.stop.wait(0.005)
 
 
-def test_kill_at_random_moments(request):
+@pytest.mark.timeout(1800)
+def test_kill_at_random_moments():
     """After each of the kills: every sandbox that was handed out answers or has a reason."""
     seed = int(os.environ.get("ATOLL_CRASH_SEED", str(random.randrange(1 << 32))))
     print("seed", seed)
