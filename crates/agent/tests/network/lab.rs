@@ -70,6 +70,8 @@ pub(crate) fn in_lab(test: impl FnOnce(&Lab) + Send + 'static) {
 fn new_namespace() -> OwnedFd {
     // SAFETY: unsafe only because of `FILES`, which is not used.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("run as root");
+    // A new namespace takes over what the machine's own has, and another Atoll may have set that.
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
     std::fs::File::open("/proc/thread-self/ns/net")
         .unwrap()
         .into()
