@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from harness.atoll import WORK, Atoll, copy_of_golden, golden_data_dir  # noqa: E402
+from harness.atoll import WORK, Atoll, copy_of_golden  # noqa: E402
 
 
 def pytest_configure(config):
@@ -17,14 +17,9 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
-def golden() -> str:
-    return golden_data_dir()
-
-
-@pytest.fixture(scope="session")
-def atoll(golden):
+def atoll():
     """One running instance that the tests of a session share; it must leave nothing behind."""
-    instance = Atoll(golden).start()
+    instance = Atoll(copy_of_golden("shared")).start()
     instance.wait_for_template()
     os.environ["E2B_API_URL"] = os.environ["E2B_SANDBOX_URL"] = instance.url
     os.environ["E2B_API_KEY"] = instance.key

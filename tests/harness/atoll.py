@@ -1,5 +1,6 @@
 """Starts the real program, and stops it."""
 
+import functools
 import json
 import os
 import selectors
@@ -124,8 +125,9 @@ class Atoll:
         return leaks.everything(self.data_dir)
 
 
+@functools.cache
 def golden_data_dir() -> str:
-    """A data directory in which the `base` template is built, made once; not running."""
+    """A data directory in which the `base` template is built, made once and never in use: only copied."""
     path = os.path.join(WORK, "golden")
     atoll = Atoll(path).start()
     try:
