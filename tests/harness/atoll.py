@@ -41,9 +41,12 @@ class Atoll:
         self.key = key
         self.process = None
         self.url = None
+        self.forwarding = None
         os.makedirs(self.data_dir, exist_ok=True)
 
     def start(self, deadline: float = 30) -> "Atoll":
+        if self.forwarding is None:
+            self.forwarding = leaks.forwarding()
         log = open(os.path.join(os.path.dirname(self.data_dir), os.path.basename(self.data_dir) + ".log"), "ab")
         self.process = subprocess.Popen(
             [BINARY, "up", "--data-dir", self.data_dir, "--listen", "127.0.0.1:0", "--driver", "container"]
@@ -122,7 +125,11 @@ class Atoll:
         return {"api_key": key or self.key, "api_url": self.url, "sandbox_url": self.url}
 
     def leaks(self) -> list[str]:
-        return leaks.everything(self.data_dir)
+        """What is left on the host of this instance; nothing, if it stopped as it should."""
+        found = leaks.everything(self.data_dir)
+        if leaks.forwarding() != self.forwarding:
+            found.append(f"net.ipv4.ip_forward was {self.forwarding} and will be {leaks.forwarding()}")
+        return found
 
 
 @functools.cache

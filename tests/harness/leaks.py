@@ -2,8 +2,14 @@
 
 import glob
 import hashlib
+import ipaddress
+import json
 import os
 import subprocess
+
+# Where the instances of one network agree on ranges and on forwarding.
+SHARED = "/run/atoll/network"
+FORWARDING = "/proc/sys/net/ipv4/ip_forward"
 
 
 def instance_name(data_dir: str) -> str:
@@ -47,6 +53,98 @@ def rules(data_dir: str) -> list[str]:
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
     name = f"atoll_{instance_name(data_dir)}"
     return [f"nftables {line}" for line in tables.splitlines() if line.split()[-1] == name]
+
+
+def address_range(data_dir: str):
+    """The block of addresses that the instance chose, which it keeps between runs; None before.
+
+    Also None once another instance has it: one that has stopped has no right to its block.
+    """
+    text = _read(f"{data_dir}/agent/range")
+    if not text:
+        return None
+    block = ipaddress.ip_network(json.loads(text))
+    for path in glob.glob(f"{SHARED}/*.instance"):
+        other = _read(path)
+        if other and os.path.basename(path) != f"{instance_name(data_dir)}.instance":
+            if ipaddress.ip_network(json.loads(other)["range"]).overlaps(block):
+                return None
+    return block
+
+
+def network_namespaces(data_dir: str) -> list[str]:
+    """Network namespaces that some process is in or holds open, and with an address of the instance.
+
+    Nothing that Atoll makes has a name, so one that nobody holds is gone.
+    """
+    block = address_range(data_dir)
+    if block is None:
+        return []
+    found = {}
+    for pid in _processes():
+        try:
+            held = [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        for path in [f"/proc/{pid}/ns/net", *held]:
+            try:
+                name = os.readlink(path)
+            except OSError:
+                continue
+            if name.startswith("net:["):
+                found.setdefault(name, path)
+    found.pop(os.readlink("/proc/self/ns/net"), None)
+    left = []
+    for name, path in found.items():
+        # It may vanish meanwhile, which is no leak.
+        shown = subprocess.run(
+            ["nsenter", f"--net={path}", "ip", "-4", "-json", "address"], capture_output=True, text=True
+        ).stdout
+        addresses = [
+            ipaddress.ip_address(address["local"])
+            for link in json.loads(shown or "[]")
+            for address in link.get("addr_info", [])
+            if "local" in address
+        ]
+        if any(address in block for address in addresses):
+            left.append(f"network namespace {name} at {path}")
+    return left
+
+
+def routes(data_dir: str) -> list[str]:
+    """Routes of the host into the instance's block, above all the one that reserves it."""
+    block = address_range(data_dir)
+    shown = subprocess.run(["ip", "-4", "route", "show", "table", "all"], capture_output=True, text=True, check=True)
+    found = []
+    for line in shown.stdout.splitlines():
+        for word in line.split()[:3]:
+            try:
+                destination = ipaddress.ip_network(word)
+            except ValueError:
+                continue
+            if block is not None and destination.subnet_of(block):
+                found.append(f"route {line.strip()}")
+    return found
+
+
+def shared_files(data_dir: str) -> list[str]:
+    """What is left in the folder that all instances share."""
+    left = []
+    own = f"{instance_name(data_dir)}.instance"
+    names = set(os.listdir(SHARED)) if os.path.isdir(SHARED) else set()
+    if own in names:
+        left.append(f"shared file {own}")
+    # What forwarding was before is remembered while an instance is there, and no longer.
+    if "forwarding" in names and not any(name.endswith(".instance") for name in names):
+        left.append("shared file forwarding")
+    left += [f"shared file {name}" for name in names if name.endswith(".next")]
+    return left
+
+
+def forwarding() -> str:
+    """`net.ipv4.ip_forward` as it is, or as it was before the first of the instances that run."""
+    remembered = _read(f"{SHARED}/forwarding")
+    return json.loads(remembered).strip() if remembered else _read(FORWARDING).strip()
 
 
 def control_groups(data_dir: str) -> list[str]:
@@ -103,6 +201,9 @@ def everything(data_dir: str) -> list[str]:
         processes(data_dir)
         + interfaces(data_dir)
         + rules(data_dir)
+        + network_namespaces(data_dir)
+        + routes(data_dir)
+        + shared_files(data_dir)
         + control_groups(data_dir)
         + mounts(data_dir)
         + loop_devices(data_dir)

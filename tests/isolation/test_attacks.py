@@ -3,11 +3,11 @@
 The attacker is root in the sandbox: `sudo` is there, so everything is tried as root.
 """
 
+import json
 import os
 import re
 import socket
 import subprocess
-import threading
 import time
 
 import pytest
@@ -60,16 +60,56 @@ def test_another_sandbox_is_unreachable(box, victim):
     connect_fails(box, own_address(victim), 49983)
 
 
-def test_the_host_is_unreachable(atoll, box):
-    listener = socket.create_server(("0.0.0.0", 0))
-    threading.Thread(target=lambda: [listener.accept() for _ in range(99)], daemon=True).start()
+CONNECT_ALL = """
+import asyncio, json, sys
+
+async def attempt(address, port):
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 2)
+        writer.close()
+        print("REACHED", address, port)
+    except (OSError, TimeoutError, asyncio.TimeoutError):
+        pass
+
+async def main():
+    await asyncio.gather(*(attempt(*target) for target in json.load(open(sys.argv[1]))))
+    print("tried all")
+
+asyncio.run(main())
+"""
+
+
+def addresses_of_the_host():
+    """Every address of every interface, with its zone where it needs one."""
+    found = set()
+    shown = subprocess.run(["ip", "-json", "address"], capture_output=True, text=True, check=True).stdout
+    for link in json.loads(shown):
+        for address in link.get("addr_info", []):
+            if "local" in address and not address["local"].startswith("fe80"):
+                found.add(address["local"])
+    return found
+
+
+def test_the_host_is_unreachable(atoll, box, victim):
+    """Every address that the host has, the near ends of all sandboxes' links among them."""
+    listener = socket.create_server(("0.0.0.0", 0), backlog=1000)
     port = listener.getsockname()[1]
     gateway = re.search(r"via (\S+)", run(box, "ip route show default")[1]).group(1)
-    uplink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    uplink.connect(("192.88.99.1", 9))  # Sends nothing: only asks for the route's address.
-    for address in {gateway, uplink.getsockname()[0], "127.0.0.1"}:
-        connect_fails(box, address, port)
-        connect_fails(box, address, atoll.url.rsplit(":", 1)[1])
+    # The gateway may be an address that no interface of the host has.
+    addresses = addresses_of_the_host() | {gateway, "127.0.0.1", "127.0.1.1", "0.0.0.0"}
+    assert len(addresses) >= 3, addresses
+    # Addresses with a port at which the host itself is sure to be reached.
+    for address in addresses_of_the_host():
+        if ":" not in address:
+            socket.create_connection((address, port), 5).close()
+    ports = (port, int(atoll.url.rsplit(":", 1)[1]))
+    targets = [(address, port) for address in sorted(addresses) for port in ports]
+    box.files.write("/tmp/targets.json", json.dumps(targets))
+    box.files.write("/tmp/connect_all.py", CONNECT_ALL)
+    code, output = run(box, "python3 /tmp/connect_all.py /tmp/targets.json", timeout=60)
+    assert code == 0 and "tried all" in output, output
+    assert "REACHED" not in output, output
+    listener.close()
 
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1"])
@@ -307,5 +347,6 @@ def test_system_calls_beyond_the_list_are_refused(box):
 def test_tools_for_leak_checks_can_see(atoll, box):
     """The leak checks below other tests rest on this: they see a running instance."""
     found = leaks.everything(atoll.data_dir)
-    for kind in ("process", "interface", "nftables", "cgroup", "loop device", "file"):
+    kinds = ("process", "interface", "nftables", "network namespace", "route unreachable", "shared file")
+    for kind in kinds + ("cgroup", "loop device", "file"):
         assert any(line.startswith(kind) for line in found), (kind, found)

@@ -1,10 +1,20 @@
 """Files through the official SDK."""
 
+import os
 import urllib.error
 import urllib.request
 
 import pytest
-from e2b import AsyncSandbox, FileNotFoundException, FilesystemEventType, FileType, Sandbox, SandboxException
+from e2b import (
+    AsyncSandbox,
+    CommandExitException,
+    FileNotFoundException,
+    FilesystemEventType,
+    FileType,
+    NotEnoughSpaceException,
+    Sandbox,
+    SandboxException,
+)
 
 from harness.atoll import wait_until
 
@@ -89,9 +99,29 @@ def test_signed_urls_open_one_file(sandbox):
 
 
 def test_no_space_is_said(atoll):
+    """A full sandbox says so, the host's disk does not fill, and there is a way back."""
+    layers = os.path.join(atoll.data_dir, "layers")
     with Sandbox.create(timeout=120) as box:
-        limit = int(box.commands.run("df --output=avail -B1 / | tail -1").stdout)
-        assert limit < 64 * 2**30, "the writable layer has a limit"
+        free = int(box.commands.run("df --output=avail -B1 / | tail -1").stdout)
+        assert free < 64 * 2**30, "the writable layer has a limit"
+        # All but a little is promised to a file, which takes no time; the SDK's own bytes do the rest.
+        box.commands.run(f"fallocate -l {free - (48 << 20)} /ballast", user="root")
+        with pytest.raises(NotEnoughSpaceException):
+            box.files.write("/home/user/big", bytes(96 << 20))
+        with pytest.raises(CommandExitException) as failure:
+            box.commands.run("head -c 96M /dev/zero > /tmp/more", user="root")
+        assert "No space left on device" in failure.value.stderr
+
+        for name in os.listdir(layers):
+            status = os.stat(os.path.join(layers, name))
+            assert status.st_size <= free + (2 << 30), f"{name} has grown"
+            assert status.st_blocks * 512 < 1 << 30, f"{name} takes what was only promised"
+        with Sandbox.create(timeout=60) as other:
+            other.files.write("note", "fine")
+
+        box.commands.run("rm -f /ballast /tmp/more /home/user/big", user="root")
+        box.files.write("note", "room again")
+        assert box.files.read("note") == "room again"
 
 
 async def test_async_files(atoll):
