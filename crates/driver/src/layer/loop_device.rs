@@ -55,7 +55,7 @@ struct LoopConfig {
 pub(super) struct Device {
     pub(super) path: PathBuf,
     pub(super) number: u32,
-    _open: OwnedFd,
+    pub(super) open: File,
 }
 
 /// Attaches a file to a free device.
@@ -73,7 +73,7 @@ pub(super) fn attach(file: &File) -> io::Result<Device> {
                 return Ok(Device {
                     path,
                     number,
-                    _open: device,
+                    open: File::from(device),
                 });
             }
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => last = error,
@@ -93,9 +93,8 @@ fn configure(device: &OwnedFd, file: &File) -> io::Result<()> {
     let mut config: LoopConfig = unsafe { std::mem::zeroed() };
     config.fd = file.as_raw_fd() as u32;
     config.block_size = 4096;
-    // Not with direct I/O: that would first write what has just been copied to the disk, and costs
-    // each sandbox a millisecond or more. What is cached twice counts as its memory, and is given
-    // up before anything else.
+    // Not with direct I/O: what a short-lived sandbox writes need never reach the disk. What is
+    // cached twice counts as its memory, and is given up before anything else.
     config.info.flags = LO_FLAGS_AUTOCLEAR;
     // SAFETY: the kernel reads a structure of this layout, which lives through the call.
     match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } {

@@ -3,7 +3,7 @@
 //! A layer is a sparse image file with an ext4 file system, attached to a loop device and mounted.
 //! That is a hard limit on disk use on any host (no quota support is needed), and the same file
 //! that a microVM takes as its disk. Making a file system takes long; so one of each size is made
-//! once (*pristine*), and a layer is a copy of the few hundred kilobytes that are not holes.
+//! once (*pristine*), and a layer is the few hundred kilobytes of it that are not holes.
 //!
 //! The mount is detached: it is in nobody's mount table, and is gone when the last descriptor and
 //! the last overlay above it are gone. The loop device then clears itself.
@@ -95,9 +95,14 @@ impl Layers {
         let image = self.image(slot);
         remove(&image)?;
         let layer = pristine
-            .copy_to(&image)
+            .make_room(&image)
             .and_then(|file| loop_device::attach(&file))
             .and_then(|device| {
+                // Through the device and not before it is attached: attaching waits until the disk
+                // has what the file holds, and removing what the disk has waits again, on hosts
+                // whose file system tells the disk of every freed block. Like this, the layer of a
+                // sandbox that lives for seconds never gets there.
+                pristine.copy_to(&device.open)?;
                 Ok(Layer {
                     mount: mount(&device.path)?,
                     device: device.number,

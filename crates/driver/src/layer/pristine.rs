@@ -42,24 +42,29 @@ impl Pristine {
         Ok(Self { size, parts })
     }
 
-    /// A copy at `path`, where nothing may be.
-    pub(super) fn copy_to(&self, path: &Path) -> io::Result<File> {
+    /// A file at `path`, where nothing may be, that has the size and is one hole.
+    pub(super) fn make_room(&self, path: &Path) -> io::Result<File> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
             .open(path)?;
         file.set_len(self.size.0)?;
-        for (offset, part) in &self.parts {
-            file.write_all_at(part, *offset)?;
-        }
         Ok(file)
+    }
+
+    /// Writes the file system to a device of its size that holds nothing but zeros.
+    pub(super) fn copy_to(&self, device: &File) -> io::Result<()> {
+        for (offset, part) in &self.parts {
+            device.write_all_at(part, *offset)?;
+        }
+        Ok(())
     }
 }
 
 /// All parts of a sparse file that are not holes.
 fn read_parts(file: &File) -> io::Result<Vec<(u64, Vec<u8>)>> {
-    let mut parts = Vec::new();
+    let mut parts: Vec<(u64, Vec<u8>)> = Vec::new();
     let mut from = 0;
     loop {
         let begin = match rustix::fs::seek(file, SeekFrom::Data(from)) {
@@ -73,8 +78,15 @@ fn read_parts(file: &File) -> io::Result<Vec<(u64, Vec<u8>)>> {
         file.read_exact_at(&mut part, begin)?;
         // Tools write zeros where a hole would do.
         for (number, block) in part.chunks(4096).enumerate() {
-            if block.iter().any(|byte| *byte != 0) {
-                parts.push((begin + number as u64 * 4096, block.to_vec()));
+            if block.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let offset = begin + number as u64 * 4096;
+            match parts.last_mut() {
+                Some((at, before)) if *at + before.len() as u64 == offset => {
+                    before.extend_from_slice(block);
+                }
+                _ => parts.push((offset, block.to_vec())),
             }
         }
         from = end;
