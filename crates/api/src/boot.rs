@@ -80,3 +80,40 @@ pub struct CellClaim {
     /// Whether set-user-id programs such as sudo must not gain privileges.
     pub no_new_privileges: bool,
 }
+
+/// What a guest in a microVM is told when it becomes a sandbox: `PUT /_atoll/identity` with JSON,
+/// and the control token that is in force in `x-atoll-control`. The answer is 204 once all of it
+/// holds and the guest serves under its new identity; the former tokens are then worthless.
+///
+/// The same call makes a guest that was resumed from a snapshot somebody else (a fork, a sandbox of
+/// a template) or the same again (a resume).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineClaim {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its name inside.
+    pub host_name: String,
+    /// Name servers, written to `/etc/resolv.conf` inside.
+    pub name_servers: Vec<std::net::IpAddr>,
+    /// The time now, in nanoseconds since 1970: a machine's clock stands still while it is saved.
+    pub unix_time_ns: u64,
+    /// 64 random bytes in base64, mixed into the kernel's pool before it is asked for any.
+    pub entropy: Secret,
+    /// Whether it becomes somebody new: then logs, environment and processes' output that was kept
+    /// belong to somebody else and are forgotten, and the start command is run if it has not been.
+    pub renew: bool,
+}
+
+/// The path of [`MachineClaim`].
+pub const IDENTITY_PATH: &str = "/_atoll/identity";
+
+/// The path that, with POST and the control token, makes the guest write back what it holds for
+/// the disk, drop its page cache and give free memory back to the host; 204 when done. With
+/// `?keep-cache=1` it only writes back.
+pub const SETTLE_PATH: &str = "/_atoll/settle";
+
+/// The line on a microVM's serial console that says that the guest waits for its identity.
+pub const SERIAL_WAITING: &str = "atoll-guest: waiting";
+
+/// The line's beginning that says that the guest cannot start; the cause follows.
+pub const SERIAL_FAILED: &str = "atoll-guest: failed: ";

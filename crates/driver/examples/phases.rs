@@ -40,7 +40,7 @@ async fn measure(count: usize) {
     for _ in 0..count {
         let slot = world.network();
         let begin = Instant::now();
-        let prepared = driver.prepare(slot).await.unwrap();
+        let prepared = driver.prepare(slot, &world.plan()).await.unwrap();
         note("prepare", begin.elapsed());
         let spec = world.spec("");
         let begin = Instant::now();

@@ -19,14 +19,16 @@ pub mod layer;
 mod phases;
 pub mod probe;
 pub mod slot;
+pub mod state;
 
 use api::{Resources, boot::Identity};
 use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 pub use guest_binary::GUEST;
 pub use phases::Phases;
 pub use slot::NetworkSlot;
+pub use state::{Origin, Plan, RootFiles, SaveOptions, SavedState};
 
 /// Which driver, as users write it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,6 +47,10 @@ pub enum DriverKind {
 pub struct Capabilities {
     /// Whether a snapshot holds memory and not only the disk.
     pub memory_snapshot: bool,
+    /// Whether it attaches the root file system as one disk image, which must be made first.
+    pub needs_disk: bool,
+    /// Whether what is prepared may become any sandbox, or only one of its plan's origin.
+    pub prepares_anything: bool,
 }
 
 /// Why a driver could not do something.
@@ -88,11 +94,19 @@ fn doing<E: Into<std::io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) ->
     }
 }
 
+/// What a driver answers that has no means for something.
+fn cannot(what: &str, able: &str) -> DriverError {
+    DriverError::Unsupported {
+        cause: format!("this driver cannot {what}"),
+        remedy: format!("use a node whose driver is {able}"),
+    }
+}
+
 /// All that a driver needs to turn a prepared sandbox into somebody's.
 #[derive(Debug, Clone)]
 pub struct StartSpec {
-    /// Read-only layers of the root file system, uppermost first.
-    pub layers: Vec<PathBuf>,
+    /// What it starts from; for drivers that prepare for one origin, the one of the plan.
+    pub origin: Origin,
     /// What it may use.
     pub resources: Resources,
     /// Who it is; sent to the guest.
@@ -176,6 +190,23 @@ pub trait Machine: Send + Sync {
     /// What it uses now. Reads files of the kernel only.
     fn usage(&self) -> Result<Usage, DriverError>;
 
+    /// Stops all its processes where they stand, and keeps them in memory. May be repeated.
+    async fn freeze(&self) -> Result<(), DriverError> {
+        Err(cannot("freeze a sandbox in place", "container"))
+    }
+
+    /// Lets it go on after [`Machine::freeze`]. May be repeated.
+    async fn thaw(&self) -> Result<(), DriverError> {
+        Err(cannot("freeze a sandbox in place", "container"))
+    }
+
+    /// Saves its state in `directory`, which must not exist yet. It stands still as short as can
+    /// be meanwhile. On failure the directory is gone and the sandbox goes on.
+    async fn save(&self, directory: &Path, _: SaveOptions) -> Result<SavedState, DriverError> {
+        let _ = directory;
+        Err(cannot("save a sandbox's state", "qemu or firecracker"))
+    }
+
     /// Ends all its processes at once and releases all that it holds; returns when nothing is
     /// left. May be called repeatedly.
     async fn destroy(&self) -> Result<(), DriverError>;
@@ -190,8 +221,20 @@ pub trait Driver: Send + Sync + 'static {
     /// What it can do here.
     fn capabilities(&self) -> Capabilities;
 
-    /// Does all that needs no knowledge of the sandbox to come.
-    async fn prepare(&self, slot: Arc<NetworkSlot>) -> Result<Box<dyn Prepared>, DriverError>;
+    /// Does all that needs no knowledge of the sandbox to come, but what it starts from.
+    async fn prepare(
+        &self,
+        slot: Arc<NetworkSlot>,
+        plan: &Plan,
+    ) -> Result<Box<dyn Prepared>, DriverError>;
+
+    /// Whether a state can be resumed here; if not, the error says why.
+    fn check(&self, state: &SavedState) -> Result<(), DriverError> {
+        match &state.memory {
+            None => Ok(()),
+            Some(_) => Err(cannot("resume a state with memory", "qemu or firecracker")),
+        }
+    }
 
     /// Finds a sandbox that ran before this program started; `None` if it is gone.
     async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError>;

@@ -23,10 +23,34 @@ pub struct NetworkSlot {
     pub address: Ipv4Addr,
     /// The host's address on the pair, the sandbox's default route.
     pub gateway: Ipv4Addr,
+    /// A persistent tap device in the namespace, for a microVM; see [`machine`].
+    pub tap: Option<String>,
 }
 
 impl AsFd for NetworkSlot {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.namespace.as_fd()
     }
+}
+
+/// What a microVM sees of its slot: the same in every slot, so that a memory snapshot can be
+/// resumed in any.
+///
+/// The namespace translates: what comes in for the slot's address goes to [`machine::ADDRESS`],
+/// and what the machine sends leaves with the slot's address.
+pub mod machine {
+    use std::net::Ipv4Addr;
+
+    /// The tap device's name in the namespace.
+    pub const TAP: &str = "tap0";
+    /// The machine's address.
+    pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
+    /// The tap's address, the machine's default route.
+    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
+    /// Length of the network's prefix.
+    pub const PREFIX: u8 = 30;
+    /// The machine's hardware address.
+    pub const MAC: [u8; 6] = [0x02, 0xa7, 0x01, 0x1a, 0x00, 0x02];
+    /// The tap's hardware address.
+    pub const TAP_MAC: [u8; 6] = [0x02, 0xa7, 0x01, 0x1a, 0x00, 0x01];
 }

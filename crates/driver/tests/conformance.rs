@@ -58,7 +58,7 @@ async fn a_slot_can_be_used_again_at_once() {
     let driver = world.driver();
     let slot = world.network();
     for round in 0..5 {
-        let prepared = driver.prepare(slot.clone()).await.unwrap();
+        let prepared = driver.prepare(slot.clone(), &world.plan()).await.unwrap();
         let machine = prepared
             .start(world.spec("echo x > /only; echo done"))
             .await
@@ -247,7 +247,7 @@ async fn what_cannot_start_leaves_nothing() {
     let world = World::new();
     let driver = world.driver();
     let mut spec = world.spec("");
-    spec.layers = vec![world.root.join("absent")];
+    spec.origin = support::origin(vec![world.root.join("absent")]);
     match world.prepare(&driver).await.start(spec).await {
         Err(DriverError::System { doing, .. }) => assert!(doing.contains("absent"), "{doing}"),
         Err(other) => panic!("{other:?}"),
@@ -258,7 +258,7 @@ async fn what_cannot_start_leaves_nothing() {
     fs::create_dir_all(&hostile).unwrap();
     std::os::unix::fs::symlink("/tmp", hostile.join("proc")).unwrap();
     let mut spec = world.spec("");
-    spec.layers = vec![hostile];
+    spec.origin = support::origin(vec![hostile]);
     match world.prepare(&driver).await.start(spec).await {
         Err(DriverError::Guest(message)) => assert!(message.contains("/proc"), "{message}"),
         Err(other) => panic!("{other:?}"),

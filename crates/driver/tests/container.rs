@@ -222,7 +222,7 @@ async fn the_uppermost_layer_wins() {
     fs::write(upper.join("etc/told"), "upper\n").unwrap();
     fs::write(world.root.join("etc/told"), "lower\n").unwrap();
     let mut spec = world.spec("cat /etc/told > /dev/shm/report; echo done >> /dev/shm/report");
-    spec.layers.insert(0, upper);
+    spec.origin = support::origin(vec![upper, world.root.clone()]);
     let machine = world.prepare(&driver).await.start(spec).await.unwrap();
     assert_eq!(report(&*machine, "/dev/shm/report").await, "upper\ndone\n");
     machine.destroy().await.unwrap();

@@ -59,6 +59,7 @@ impl Plan {
             namespace: handle,
             host_interface: self.interface(number),
             gateway: address(2 * number)?,
+            tap: None,
             address: address(2 * number + 1)?,
         })
     }

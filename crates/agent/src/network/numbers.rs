@@ -118,6 +118,7 @@ mod tests {
             host_interface: String::new(),
             address: Ipv4Addr::LOCALHOST,
             gateway: Ipv4Addr::LOCALHOST,
+            tap: None,
         })
     }
 

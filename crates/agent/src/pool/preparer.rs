@@ -5,8 +5,8 @@ use crate::{
     problems,
     slots::Slots,
 };
-use api::Problem;
-use driver::{Driver, NetworkSlot, Prepared};
+use api::{Bytes, Problem, Resources};
+use driver::{Driver, NetworkSlot, Origin, Plan, Prepared, RootFiles};
 use std::sync::Arc;
 
 /// What preparing needs.
@@ -26,7 +26,7 @@ impl Preparer {
             self.network.release(slot).await;
             return Err(error.problem());
         }
-        match self.driver.prepare(slot.clone()).await {
+        match self.driver.prepare(slot.clone(), &anything()).await {
             Ok(prepared) => Ok(prepared),
             Err(error) => {
                 self.release(slot).await;
@@ -48,5 +48,20 @@ impl Preparer {
         if let Err(error) = self.journal.append(Record::Released { slot: number }).await {
             tracing::warn!("slot {number} is free, but the journal does not say so: {error}");
         }
+    }
+}
+
+/// The plan for drivers whose preparations may become any sandbox.
+fn anything() -> Plan {
+    Plan {
+        origin: Origin::Fresh(RootFiles {
+            layers: Vec::new(),
+            disk: None,
+        }),
+        resources: Resources {
+            vcpus: 1,
+            memory: Bytes(0),
+            disk: Bytes(0),
+        },
     }
 }

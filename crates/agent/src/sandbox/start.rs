@@ -8,7 +8,7 @@ use crate::{
     problems,
 };
 use api::{ErrorCode, Problem, boot::Identity, node::CreateSandbox};
-use driver::{Machine, NetworkSlot, Prepared, StartSpec};
+use driver::{Machine, NetworkSlot, Origin, Prepared, RootFiles, StartSpec};
 use jiff::Timestamp;
 use std::{
     any::Any,
@@ -141,7 +141,10 @@ async fn start_steps(
 
     let clock = Instant::now();
     let spec = StartSpec {
-        layers: root.layers,
+        origin: Origin::Fresh(RootFiles {
+            layers: root.layers,
+            disk: None,
+        }),
         resources: request.resources,
         identity: identity(sandbox, parts.guest_port),
         host_name: request.id.to_string(),

@@ -2,7 +2,7 @@
 
 use super::world::{Faults, Process, World};
 use driver::{
-    Capabilities, Driver, DriverError, DriverKind, Exit, Machine, MachineRecord, NetworkSlot,
+    Capabilities, Driver, DriverError, DriverKind, Exit, Machine, MachineRecord, NetworkSlot, Plan,
     Prepared, StartSpec, Usage,
 };
 use std::{
@@ -41,10 +41,16 @@ impl Driver for SimulatedDriver {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             memory_snapshot: false,
+            needs_disk: false,
+            prepares_anything: true,
         }
     }
 
-    async fn prepare(&self, slot: Arc<NetworkSlot>) -> Result<Box<dyn Prepared>, DriverError> {
+    async fn prepare(
+        &self,
+        slot: Arc<NetworkSlot>,
+        _: &Plan,
+    ) -> Result<Box<dyn Prepared>, DriverError> {
         tokio::time::sleep(self.0.prepare_time).await;
         if Faults::strike(&self.0.faults.prepare) {
             return Err(DriverError::Exhausted {

@@ -5,7 +5,7 @@ use crate::{Images, Root, Slots};
 use api::{
     Bytes, ErrorCode, ImageDigest, Problem,
     node::{BuildEvent, BuiltImage},
-    template::TemplateSource,
+    template::{Requester, TemplateSource},
 };
 use driver::NetworkSlot;
 use futures::stream::BoxStream;
@@ -34,6 +34,7 @@ fn slot(number: u32) -> Result<Arc<NetworkSlot>, Problem> {
         host_interface: format!("simulated{number}"),
         address: Ipv4Addr::new(127, 64 + high, middle, low),
         gateway: Ipv4Addr::LOCALHOST,
+        tap: None,
     }))
 }
 
@@ -126,6 +127,7 @@ impl Images for SimulatedImages {
     async fn build(
         &self,
         _source: TemplateSource,
+        _requester: Requester,
     ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
         let digest = format!("sha256:{}", "0".repeat(64))
             .parse()

@@ -9,7 +9,8 @@ use super::{
     protocol::{Answer, Prepare, Request},
 };
 use crate::{
-    Capabilities, Driver, DriverError, DriverKind, Machine, MachineRecord, NetworkSlot, Prepared,
+    Capabilities, Driver, DriverError, DriverKind, Machine, MachineRecord, NetworkSlot, Plan,
+    Prepared,
     cgroup::{Group, Hierarchies, IoLimits, Limits},
     doing,
     layer::{Layer, Layers},
@@ -313,10 +314,16 @@ impl Driver for Container {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             memory_snapshot: false,
+            needs_disk: false,
+            prepares_anything: true,
         }
     }
 
-    async fn prepare(&self, slot: Arc<NetworkSlot>) -> Result<Box<dyn Prepared>, DriverError> {
+    async fn prepare(
+        &self,
+        slot: Arc<NetworkSlot>,
+        _: &Plan,
+    ) -> Result<Box<dyn Prepared>, DriverError> {
         let mut phases = Stopwatch::start();
         let number = slot.number;
         if number >= MOST_SLOTS {

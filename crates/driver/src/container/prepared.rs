@@ -84,7 +84,7 @@ async fn start(cell: &Cell, spec: StartSpec, phases: &mut Stopwatch) -> Result<(
         return Err(DriverError::Guest("the keeper is gone".into()));
     };
     let StartSpec {
-        layers,
+        origin,
         resources,
         identity,
         host_name,
@@ -141,7 +141,7 @@ async fn start(cell: &Cell, spec: StartSpec, phases: &mut Stopwatch) -> Result<(
     };
     let request = Request::Start(Box::new(Start {
         pid: cell.pid,
-        layers,
+        layers: origin.root().layers.clone(),
         claim,
     }));
     let descriptors: Vec<_> = other_mount.iter().collect();

@@ -6,7 +6,7 @@
 
 use api::{Bytes, Resources, SandboxId, Secret, TemplateId, boot::Identity};
 use driver::{
-    Driver, Machine, NetworkSlot, Prepared, StartSpec,
+    Driver, Machine, NetworkSlot, Origin, Plan, Prepared, RootFiles, StartSpec,
     container::{Container, ContainerOptions},
 };
 use std::{
@@ -87,6 +87,7 @@ impl World {
             host_interface: "none".into(),
             address: Ipv4Addr::LOCALHOST,
             gateway: Ipv4Addr::LOCALHOST,
+            tap: None,
         })
     }
 
@@ -97,7 +98,7 @@ impl World {
             .parse()
             .unwrap();
         StartSpec {
-            layers: vec![self.root.clone()],
+            origin: self.origin(),
             resources: Resources {
                 vcpus: 1,
                 memory: Bytes::mebibytes(128),
@@ -120,8 +121,20 @@ impl World {
         }
     }
 
+    /// The root file system that all sandboxes of a test share.
+    pub fn origin(&self) -> Origin {
+        origin(vec![self.root.clone()])
+    }
+
+    pub fn plan(&self) -> Plan {
+        Plan {
+            origin: self.origin(),
+            resources: self.spec("").resources,
+        }
+    }
+
     pub async fn prepare(&self, driver: &dyn Driver) -> Box<dyn Prepared> {
-        driver.prepare(self.network()).await.unwrap()
+        driver.prepare(self.network(), &self.plan()).await.unwrap()
     }
 
     pub async fn start(&self, driver: &dyn Driver, command: &str) -> Box<dyn Machine> {
@@ -281,4 +294,9 @@ fn build_root(root: &Path) {
             }
         }
     }
+}
+
+/// Layers as what a sandbox starts from.
+pub fn origin(layers: Vec<PathBuf>) -> Origin {
+    Origin::Fresh(RootFiles { layers, disk: None })
 }
