@@ -31,6 +31,8 @@ need_to_lint() {
 need_to_run() {
   need nft nftables
   need mkfs.ext4 e2fsprogs
+  # The smallest systems have no mount, which mmdebstrap uses.
+  need mount mount
   need mmdebstrap mmdebstrap
   python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
   [ "$(id -u)" = 0 ] || problems+=("this is not root: sandboxes need namespaces and mounts; use sudo")

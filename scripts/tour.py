@@ -29,15 +29,19 @@ def fetch(url: str, **headers: str) -> bytes:
 def wait_for_template(name: str) -> None:
     """Returns when sandboxes can start from the template; Atoll itself shows the progress."""
     deadline = time.monotonic() + TEMPLATE_DEADLINE
+    first = None
     while time.monotonic() < deadline:
         templates = json.loads(fetch(f"{URL}/v1/templates", **{"X-API-Key": os.environ["E2B_API_KEY"]}))
         for template in templates:
             if name not in [full.rsplit("/", 1)[-1] for full in template["names"]]:
                 continue
             newest = template["builds"][0] if template["builds"] else {"status": "waiting"}
+            first = first or newest
             if newest["status"] == "ready":
                 return
-            if newest["status"] == "error":
+            # A failure of the last run is being tried again.
+            again = first["status"] == "error" and first.get("finishedAt") == newest.get("finishedAt")
+            if newest["status"] == "error" and not again:
                 sys.exit(f"error: template {name} was not built: {newest.get('message')}")
         time.sleep(0.1)
     sys.exit(f"error: template {name} is not ready after {TEMPLATE_DEADLINE} s")
