@@ -4,13 +4,14 @@
 //! trait is served over RPC. All types are serialisable for that reason.
 
 use crate::{
-    BuildId, Bytes, ImageDigest, NodeId, Problem, Resources, SandboxId, Secret, TemplateId,
-    TenantId, template::TemplateSource,
+    BuildId, Bytes, ErrorCode, ImageDigest, NodeId, Problem, Resources, SandboxId, Secret,
+    TemplateId, TenantId,
+    template::{Requester, TemplateSource},
 };
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 /// Everything a node needs to start one sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,10 @@ pub struct CreateSandbox {
     pub timeout: Duration,
     /// What happens then.
     pub on_timeout: OnTimeout,
+    /// Whether its memory is kept when its time is up and it is paused. A sandbox paused without
+    /// its memory is not woken by traffic.
+    #[serde(default = "yes")]
+    pub pause_memory: bool,
     /// Whether traffic wakes it when paused.
     pub auto_resume: bool,
     /// What it may reach and who may reach it.
@@ -54,12 +59,21 @@ pub struct TemplateBuild {
     pub image: ImageDigest,
     /// Variables that the template sets.
     pub environment: BTreeMap<String, String>,
-    /// Run when the sandbox starts, as `user` by `/bin/bash -l -c`.
+    /// Run when the sandbox starts, as `user` by `/bin/bash -l -c`. Where the template has a
+    /// snapshot with memory, it was run before that was taken.
     pub start_command: Option<String>,
+    /// Run after the start command, again and again until it succeeds: the template is ready then,
+    /// and its snapshot is taken. As `user` by `/bin/bash -l -c`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_command: Option<String>,
     /// The user whom commands run as by default.
     pub user: String,
     /// Where they run by default.
     pub working_directory: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What happens when a sandbox's time is up.
@@ -101,8 +115,12 @@ pub enum SandboxState {
     Starting,
     /// Usable.
     Running,
+    /// Being saved: its connections stand still. It runs on if that fails.
+    Pausing,
     /// Its processes are stopped and its state is kept.
     Paused,
+    /// Being brought back. It is paused again if that fails.
+    Resuming,
     /// Being taken down.
     Stopping {
         /// Why.
@@ -162,8 +180,84 @@ pub struct SandboxStatus {
     pub network: NetworkPolicy,
     /// Whether a token opens its guest.
     pub secure: bool,
-    /// Its address on the node; none when it has ended.
+    /// Its address on the node; none when it has ended or is paused.
     pub address: Option<IpAddr>,
+    /// Whether its memory is kept while it is paused; none unless it is paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_with_memory: Option<bool>,
+    /// Since when it is paused; none unless it is. Its deadline does not count meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_at: Option<Timestamp>,
+}
+
+/// What [`Node::resume`] found and did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// The sandbox, which runs.
+    pub status: SandboxStatus,
+    /// Whether it was paused. If not, nothing was changed but its deadline, and that only to a
+    /// later one.
+    pub was_paused: bool,
+}
+
+/// A state that was stored under a build's id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// The build that a sandbox is created from to start with this state.
+    pub build: BuildId,
+    /// What it takes on the disk, without what it shares with others.
+    pub size: Bytes,
+    /// Whether it holds memory and not only the disk.
+    pub memory: bool,
+    /// What a sandbox that starts from it must be given; without memory, what it was given.
+    pub resources: Resources,
+    /// How long the sandbox stood still for it.
+    pub stood_still: Duration,
+}
+
+/// One child of a fork: what it has of its own. All else is its parent's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ForkChild {
+    /// Made by the control plane; names this node.
+    pub id: SandboxId,
+    /// The token that opens its guest; none means open to whoever reaches it.
+    pub access_token: Option<Secret>,
+    /// The token that opens its ports, where the parent's ports are not open to all.
+    pub traffic_token: Option<Secret>,
+    /// How long it lives, counted from when it is usable.
+    pub timeout: Duration,
+    /// The caller's labels.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Sandboxes that a node keeps started ahead for one template build.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// The build; none where what is prepared may become any sandbox.
+    pub build: Option<BuildId>,
+    /// How large they are.
+    pub resources: Resources,
+    /// Ready now.
+    pub ready: u32,
+    /// How many recent demand asks for.
+    pub wanted: u32,
+    /// Creates that found one ready, since the node started.
+    pub hits: u64,
+    /// Creates that found none.
+    pub misses: u64,
+}
+
+/// Something on a node's disk that nothing needs, or that can be had again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Garbage {
+    /// What it is: `state of build …`, `half-made state …`.
+    pub what: String,
+    /// Why it is kept or goes.
+    pub reason: String,
+    /// What it takes on the disk.
+    pub size: Bytes,
+    /// Whether it goes (or would go, were it not only asked).
+    pub removed: bool,
 }
 
 /// One sample of what a sandbox uses.
@@ -236,6 +330,12 @@ pub struct NodeDescription {
     pub sandboxes_max: u32,
     /// Slots that are ready for the next sandboxes.
     pub slots_ready: u32,
+    /// How many sandboxes are paused; they are not among those that run.
+    #[serde(default)]
+    pub paused: u32,
+    /// What is started ahead, and for what.
+    #[serde(default)]
+    pub pools: Vec<PoolReport>,
     /// Kernel release.
     pub kernel: String,
     /// Atoll's version.
@@ -305,7 +405,7 @@ pub trait Node: Send + Sync + 'static {
     async fn get(&self, id: &SandboxId) -> Result<Option<SandboxStatus>, Problem>;
 
     /// All sandboxes, those that ended in the last day included.
-    async fn list(&self) -> Result<Vec<SandboxStatus>, Problem>;
+    async fn list(&self) -> Result<Vec<Arc<SandboxStatus>>, Problem>;
 
     /// Ends a sandbox. True if it was there to be ended.
     async fn kill(&self, id: &SandboxId, reason: EndReason) -> Result<bool, Problem>;
@@ -337,13 +437,103 @@ pub trait Node: Send + Sync + 'static {
     ) -> Result<Vec<LogLine>, Problem>;
 
     /// Builds a root file system; concurrent builds of the same source share the work. The last
-    /// event is `Ready` or `Failed`. Dropping the stream cancels the caller's interest.
+    /// event is `Ready` or `Failed`. Dropping the stream cancels the caller's interest. What the
+    /// node lends to it depends on the requester.
     async fn build(
         &self,
         source: TemplateSource,
+        requester: Requester,
     ) -> Result<BoxStream<'static, BuildEvent>, Problem>;
 
     /// Removes a root file system that no template uses; running sandboxes keep it alive until
     /// they end.
     async fn remove_image(&self, digest: &ImageDigest) -> Result<(), Problem>;
+
+    /// Saves a running sandbox and releases what it holds but disk; returns when that is done. Its
+    /// deadline does not count until it is resumed. Without `memory` only its disk is kept, and it
+    /// boots anew when it is resumed.
+    ///
+    /// One that is paused already, or is in transition, is a `Conflict`; so is one that has ended.
+    /// `Unsupported` if the driver cannot; the sandbox goes on then, as after any failure.
+    async fn pause(&self, id: &SandboxId, memory: bool) -> Result<SandboxStatus, Problem> {
+        let _ = (id, memory);
+        Err(unsupported("pause a sandbox"))
+    }
+
+    /// Brings a paused sandbox back, with `timeout` from when it is usable, and returns when it is.
+    /// A running one is only given that time if it would end earlier. Concurrent calls share one
+    /// resume. On failure it is paused as before.
+    async fn resume(&self, id: &SandboxId, timeout: Duration) -> Result<Resumed, Problem> {
+        let _ = (id, timeout);
+        Err(unsupported("resume a sandbox"))
+    }
+
+    /// Saves a running sandbox's state under a build's id, made by the control plane; the sandbox
+    /// goes on after a short pause. [`Node::create`] with this build then starts from it, until
+    /// [`Node::remove_state`]. Of `build` only its id is new: the rest is what sandboxes that start
+    /// from it get.
+    async fn snapshot(
+        &self,
+        id: &SandboxId,
+        build: TemplateBuild,
+        memory: bool,
+    ) -> Result<SnapshotInfo, Problem> {
+        let _ = (id, build, memory);
+        Err(unsupported("take a snapshot of a sandbox"))
+    }
+
+    /// Makes children of a running sandbox, which goes on after a short pause: each starts with its
+    /// memory and disk, and with tokens and a time of its own. A result for each, in order; an
+    /// error of the whole means that no child was made. Nothing but the children is left when it
+    /// returns.
+    async fn fork(
+        &self,
+        id: &SandboxId,
+        children: Vec<ForkChild>,
+    ) -> Result<Vec<Result<SandboxStatus, Problem>>, Problem> {
+        let _ = (id, children);
+        Err(unsupported("fork a sandbox"))
+    }
+
+    /// Makes ready what sandboxes of a build start from: its disk image, and where the driver saves
+    /// memory, its start and ready command run once and the state after it is kept under the
+    /// build's id. `resources` are those of its sandboxes. The last event is `Failed` if it could
+    /// not be done; otherwise the stream just ends, at once where there is nothing to do. Dropping
+    /// the stream cancels nothing; asking again joins what is under way.
+    async fn prepare_template(
+        &self,
+        build: TemplateBuild,
+        resources: Resources,
+    ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
+        let _ = (build, resources);
+        Ok(Box::pin(futures::stream::empty()))
+    }
+
+    /// Removes the state that is kept under a build's id, and the sandboxes started ahead from it.
+    /// Its space is freed at once, or when the last sandbox that runs on it has ended. Succeeds if
+    /// there is none.
+    async fn remove_state(&self, build: &BuildId) -> Result<(), Problem> {
+        let _ = build;
+        Ok(())
+    }
+
+    /// Removes states of builds that are not in `keep`, which must be all that the control plane
+    /// knows; with `dry_run` it only says what it would do. States that are younger than ten
+    /// minutes stay, as their builds may not be known yet.
+    async fn collect_garbage(
+        &self,
+        keep: Vec<BuildId>,
+        dry_run: bool,
+    ) -> Result<Vec<Garbage>, Problem> {
+        let _ = (keep, dry_run);
+        Ok(Vec::new())
+    }
+}
+
+fn unsupported(what: &str) -> Problem {
+    Problem::new(
+        ErrorCode::Unsupported,
+        format!("this node cannot {what}"),
+        "use a node whose driver can: qemu or firecracker",
+    )
 }

@@ -1,6 +1,6 @@
 //! How the gateway learns where a sandbox is.
 
-use crate::{SandboxId, Secret};
+use crate::{Problem, SandboxId, Secret};
 use std::net::IpAddr;
 
 /// Where the traffic for a sandbox goes, and who may send it.
@@ -28,6 +28,17 @@ pub trait Locate: Send + Sync + 'static {
 
     /// All running sandboxes with their routes, for signed URLs that carry no routing headers.
     async fn routes(&self) -> Vec<(SandboxId, Route)>;
+
+    /// The route to a sandbox that [`Locate::locate`] does not know, after waking it if it is paused
+    /// and may be woken by traffic; returns when it serves. Concurrent calls share one resume. It
+    /// then lives as long as it was created for, and at least 300 seconds.
+    ///
+    /// `None` if it is unknown or has ended. `PermissionDenied` if it is paused and traffic may not
+    /// wake it, `Conflict` if it is being paused or taken down; any other error is why it could not
+    /// be resumed, and it is paused as before then.
+    async fn wake(&self, id: &SandboxId) -> Result<Option<Route>, Problem> {
+        Ok(self.locate(id).await)
+    }
 
     /// Returns when the sandbox stops running, so that its open connections can be broken.
     async fn ended(&self, id: &SandboxId);

@@ -93,6 +93,8 @@ pub(crate) fn status(
         network: request.network.clone(),
         secure: request.access_token.is_some(),
         address: None,
+        paused_with_memory: None,
+        paused_at: None,
     }
 }
 

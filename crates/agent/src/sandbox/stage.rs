@@ -8,7 +8,9 @@ use std::fmt;
 pub(crate) enum Stage {
     Starting,
     Running,
+    Pausing,
     Paused,
+    Resuming,
     Stopping,
     Ended,
 }
@@ -19,7 +21,9 @@ impl Stage {
         match state {
             SandboxState::Starting => Self::Starting,
             SandboxState::Running => Self::Running,
+            SandboxState::Pausing => Self::Pausing,
             SandboxState::Paused => Self::Paused,
+            SandboxState::Resuming => Self::Resuming,
             SandboxState::Stopping { .. } => Self::Stopping,
             SandboxState::Ended { .. } => Self::Ended,
         }
@@ -27,10 +31,13 @@ impl Stage {
 
     /// Checks that a sandbox may go from here to `next`.
     pub(crate) fn check(self, next: Self) -> Result<(), IllegalTransition> {
-        use Stage::{Ended, Running, Starting, Stopping};
+        use Stage::{Ended, Paused, Pausing, Resuming, Running, Starting, Stopping};
         match (self, next) {
             (Starting, Running | Stopping | Ended)
-            | (Running, Stopping | Ended)
+            | (Running, Pausing | Stopping | Ended)
+            | (Pausing, Running | Paused | Stopping | Ended)
+            | (Paused, Resuming | Stopping | Ended)
+            | (Resuming, Running | Paused | Stopping | Ended)
             | (Stopping, Ended) => Ok(()),
             (from, to) => Err(IllegalTransition { from, to }),
         }
@@ -42,7 +49,9 @@ impl fmt::Display for Stage {
         formatter.write_str(match self {
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Pausing => "pausing",
             Self::Paused => "paused",
+            Self::Resuming => "resuming",
             Self::Stopping => "stopping",
             Self::Ended => "ended",
         })
@@ -79,8 +88,10 @@ mod tests {
 
     #[test]
     fn nothing_leaves_the_end_and_nothing_returns_to_the_start() {
-        use Stage::{Ended, Paused, Running, Starting, Stopping};
-        let all = [Starting, Running, Paused, Stopping, Ended];
+        use Stage::{Ended, Paused, Pausing, Resuming, Running, Starting, Stopping};
+        let all = [
+            Starting, Running, Pausing, Paused, Resuming, Stopping, Ended,
+        ];
         for stage in all {
             assert!(Ended.check(stage).is_err());
             assert!(stage.check(Starting).is_err());
