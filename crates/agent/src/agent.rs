@@ -91,6 +91,9 @@ impl Agent {
         });
         adoption::adopt(&parts, ledger).await?;
         let keepers = TaskTracker::new();
+        // All that goes on is pinned now. A large store takes its time: nobody waits for it.
+        let images = parts.images.clone();
+        keepers.spawn(async move { images.collect_garbage().await });
         keepers.spawn(parts.pool.clone().keep(parts.background.clone()));
         keepers.spawn(background::run(parts.clone()));
         tracing::debug!(instance = %options.instance, "the agent serves");

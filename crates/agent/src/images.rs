@@ -1,8 +1,12 @@
 //! What the agent needs of the image store, as a trait, so that it can be tested without one.
 
-use api::{ErrorCode, ImageDigest, Problem, node::BuildEvent, template::TemplateSource};
+use api::{
+    ErrorCode, ImageDigest, Problem,
+    node::BuildEvent,
+    template::{Requester, TemplateSource},
+};
 use futures::stream::BoxStream;
-use image::{ImageError, ImageStore};
+use image::{GarbageReport, ImageError, ImageStore};
 use std::{any::Any, path::PathBuf};
 
 /// A root file system in use.
@@ -23,10 +27,15 @@ pub trait Images: Send + Sync + 'static {
     async fn build(
         &self,
         source: TemplateSource,
+        requester: Requester,
     ) -> Result<BoxStream<'static, BuildEvent>, Problem>;
 
     /// Removes a root file system once nothing uses it.
     async fn remove(&self, digest: &ImageDigest) -> Result<(), Problem>;
+
+    /// Removes what no root file system and no build needs. Only to be called when all that
+    /// sandboxes run from is pinned. Failures are logged: the next call tries again.
+    async fn collect_garbage(&self) {}
 }
 
 #[async_trait::async_trait]
@@ -42,8 +51,9 @@ impl Images for ImageStore {
     async fn build(
         &self,
         source: TemplateSource,
+        requester: Requester,
     ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
-        Ok(Self::build(self, source))
+        Ok(Self::build(self, source, requester))
     }
 
     async fn remove(&self, digest: &ImageDigest) -> Result<(), Problem> {
@@ -59,6 +69,24 @@ impl Images for ImageStore {
                 format!("removing the image ended unexpectedly: {error}"),
                 "try again",
             )),
+        }
+    }
+
+    async fn collect_garbage(&self) {
+        let store = self.clone();
+        let collected = tokio::task::spawn_blocking(move || Self::collect_garbage(&store, false));
+        match collected.await {
+            Ok(Ok(report)) if report == GarbageReport::default() => {}
+            Ok(Ok(report)) => tracing::info!(
+                layers = report.layers,
+                downloads = report.downloads,
+                packages = report.packages,
+                images = report.images,
+                bytes = %report.bytes,
+                "removed images' parts that nothing needs"
+            ),
+            Ok(Err(error)) => tracing::warn!("cannot remove what nothing needs: {error}"),
+            Err(error) => tracing::error!("removing what nothing needs failed: {error}"),
         }
     }
 }

@@ -12,11 +12,11 @@ use api::{
         BuildEvent, CreateSandbox, EndReason, LogLine, MetricSample, NetworkPolicy, Node,
         NodeDescription, SandboxStatus,
     },
-    template::TemplateSource,
+    template::{Requester, TemplateSource},
 };
 use futures::stream::BoxStream;
 use jiff::Timestamp;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 /// How long a request waits for its sandbox's task.
@@ -81,6 +81,8 @@ impl Node for Agent {
             sandboxes: promised.sandboxes,
             sandboxes_max: parts.admission.limits().sandboxes,
             slots_ready: parts.pool.ready(),
+            paused: 0,
+            pools: Vec::new(),
             kernel: parts.facts.kernel.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
         })
@@ -94,13 +96,17 @@ impl Node for Agent {
         Ok(self.parts.registry.find(id).map(|found| found.status()))
     }
 
-    async fn list(&self) -> Result<Vec<SandboxStatus>, Problem> {
+    async fn list(&self) -> Result<Vec<Arc<SandboxStatus>>, Problem> {
         Ok(self
             .parts
             .registry
             .all()
-            .iter()
-            .map(Found::status)
+            .into_iter()
+            .map(|found| match found {
+                Found::Live(sandbox) => Arc::new(sandbox.status()),
+                // The many that have ended are shared, not copied.
+                Found::Ended(ended) => ended.status.clone(),
+            })
             .collect())
     }
 
@@ -186,14 +192,17 @@ impl Node for Agent {
     async fn build(
         &self,
         source: TemplateSource,
+        requester: Requester,
     ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
         if self.parts.stopping.is_cancelled() {
             return Err(problems::stopping());
         }
-        self.parts.images.build(source).await
+        self.parts.images.build(source, requester).await
     }
 
     async fn remove_image(&self, digest: &ImageDigest) -> Result<(), Problem> {
-        self.parts.images.remove(digest).await
+        self.parts.images.remove(digest).await?;
+        self.parts.images.collect_garbage().await;
+        Ok(())
     }
 }

@@ -38,7 +38,10 @@ async fn a_sandbox_is_made_found_and_killed() {
         SignedDuration::from_secs(300)
     );
     assert_eq!(agent.get(&id(1)).await.unwrap().unwrap(), made);
-    assert_eq!(agent.list().await.unwrap(), std::slice::from_ref(&made));
+    assert_eq!(
+        agent.list().await.unwrap(),
+        [std::sync::Arc::new(made.clone())]
+    );
     let route = agent.locate(&id(1)).await.unwrap();
     assert_eq!(Some(route.address), made.address);
     assert_eq!(agent.routes().await, [(id(1), route)]);

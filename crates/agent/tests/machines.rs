@@ -14,7 +14,7 @@ use api::{
         BuildEvent, CreateSandbox, EndReason, NetworkPolicy, Node, SandboxState, TemplateBuild,
     },
     route::Locate,
-    template::TemplateSource,
+    template::{Requester, TemplateSource},
 };
 use common::{ended, id, node, request, status, wait_for};
 use driver::container::{Container, ContainerOptions};
@@ -53,6 +53,7 @@ impl Images for Folder {
     async fn build(
         &self,
         _source: TemplateSource,
+        _requester: Requester,
     ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
         Ok(Box::pin(futures::stream::empty()))
     }

@@ -15,6 +15,7 @@ pub mod envd;
 pub mod error;
 pub mod finding;
 pub mod id;
+pub mod key;
 pub mod node;
 pub mod resources;
 pub mod rest;

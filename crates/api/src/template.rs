@@ -40,6 +40,17 @@ pub enum TemplateSource {
     Base,
 }
 
+/// On whose behalf a root file system is built: it decides what the node lends to the build.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Requester {
+    /// An administrator, or Atoll itself: the node's credentials for registries, and any host.
+    Administrator,
+    /// A tenant: no credentials, and no host in a private network.
+    #[default]
+    Tenant,
+}
+
 impl TemplateSource {
     /// Whether building reads the node's own files, which only an administrator may ask for.
     pub fn reads_local_files(&self) -> bool {

@@ -10,7 +10,10 @@
 
 use crate::failure::Failure;
 use anyhow::Context;
-use api::{ClusterId, NodeId, Secret};
+use api::{
+    ClusterId, NodeId, Secret,
+    key::{API_KEY_DIGITS, API_KEY_PREFIX, is_api_key},
+};
 use rand::Rng;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
@@ -198,9 +201,9 @@ impl DataDir {
                 origin: KeyOrigin::Kept(path),
             });
         }
-        let bytes: [u8; 20] = rand::rng().random();
+        let bytes: [u8; API_KEY_DIGITS / 2] = rand::rng().random();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let key = Secret::new(format!("e2b_{hex}"));
+        let key = Secret::new(format!("{API_KEY_PREFIX}{hex}"));
         self.write("api-key", &format!("{}\n", key.expose()))?;
         Ok(FirstKey {
             key,
@@ -235,6 +238,19 @@ pub(crate) struct FirstKey {
     pub(crate) origin: KeyOrigin,
 }
 
+impl FirstKey {
+    /// As the control plane is told: what was made or given now opens it, and what is only kept
+    /// does so until it is removed.
+    pub(crate) fn for_control(&self) -> control::FirstKey {
+        match self.origin {
+            KeyOrigin::Environment | KeyOrigin::Made(_) => {
+                control::FirstKey::Given(self.key.clone())
+            }
+            KeyOrigin::Kept(_) => control::FirstKey::Kept(self.key.clone()),
+        }
+    }
+}
+
 /// Where the first key is from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum KeyOrigin {
@@ -246,10 +262,9 @@ pub(crate) enum KeyOrigin {
     Made(PathBuf),
 }
 
-/// Whether the key has the form `e2b_` and 40 hexadecimal digits.
+/// Refuses what has not the form of a key.
 fn check_key(key: &Secret) -> anyhow::Result<()> {
-    let digits = key.expose().strip_prefix("e2b_").unwrap_or_default();
-    if digits.len() == 40 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if is_api_key(key.expose()) {
         return Ok(());
     }
     Err(Failure::new(
@@ -312,6 +327,9 @@ mod tests {
         let given = data.first_key(Some(Secret::new(&*good))).unwrap();
         assert_eq!(given.origin, KeyOrigin::Environment);
         assert!(!data.path().join("api-key").exists());
+        // In either case, as the control plane takes it too.
+        let capitals = good.replace('a', "A");
+        data.first_key(Some(Secret::new(capitals))).unwrap();
         for bad in [
             "",
             "e2b_",

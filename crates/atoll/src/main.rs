@@ -13,6 +13,7 @@ mod commands;
 mod data_dir;
 mod doctor;
 mod failure;
+mod instance;
 mod progress;
 mod session;
 mod signals;

@@ -6,7 +6,7 @@
 use crate::{
     error::ApiError, plane::Plane, records::Key, sandboxes::Sandboxes, templates::Templates,
 };
-use api::{ErrorCode, Problem, TenantId, rest::v1::Role};
+use api::{ErrorCode, Problem, TenantId, rest::v1::Role, template::Requester};
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use std::sync::Arc;
@@ -36,12 +36,11 @@ impl Caller {
 
     /// The templates that his tenant may use.
     pub(crate) fn templates(&self) -> Templates {
-        let reads_local_files = self.key.role == Role::Admin;
-        Templates::new(
-            self.plane.clone(),
-            self.key.tenant.clone(),
-            reads_local_files,
-        )
+        let requester = match self.key.role {
+            Role::Admin => Requester::Administrator,
+            Role::Member => Requester::Tenant,
+        };
+        Templates::new(self.plane.clone(), self.key.tenant.clone(), requester)
     }
 
     /// Whether he is the administrator of this installation.

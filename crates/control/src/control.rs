@@ -3,16 +3,15 @@
 use crate::{
     catalogue::{Catalogue, Collections},
     idempotency::Idempotency,
-    keys,
+    keys::{self, FirstKey},
     nodes::Nodes,
     plane::{Plane, Starts},
     routes,
     schedule::Policy,
-    templates::{Builder, Progress, reconcile::Reconciler},
+    templates::{Builder, reconcile::Reconciler},
     usage::Usage,
 };
 use api::{Bytes, ClusterId, Problem, Resources, Secret, node::Node};
-use futures::Stream;
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
 use store::Store;
@@ -31,8 +30,8 @@ pub struct ControlOptions {
     pub cluster: ClusterId,
     /// The domain that clients are told for ports of sandboxes; their own choice if absent.
     pub domain: Option<String>,
-    /// A key that must exist with the role of an administrator: `e2b_` and 40 hexadecimal digits.
-    pub first_key: Option<Secret>,
+    /// The key that the installation is opened with, of the role of an administrator.
+    pub first_key: Option<FirstKey>,
     /// What tenants may have.
     pub limits: Limits,
     /// How nodes are chosen.
@@ -162,9 +161,10 @@ impl Control {
         routes::router(self.plane.clone())
     }
 
-    /// What all builds tell, from now on. Whoever reads too slowly misses some of it.
-    pub fn progress(&self) -> impl Stream<Item = Progress> + Send + use<> {
-        self.plane.builder.progress()
+    /// Whether a key opens the API now.
+    pub fn knows(&self, key: &Secret) -> bool {
+        let digest = self.plane.instance.digest(key.expose());
+        self.plane.catalogue.key_by_digest(&digest).is_some()
     }
 
     /// Stops reconciling, interrupts builds, and waits for creations under way. Sandboxes go on.

@@ -44,14 +44,32 @@ fn record(instance: &Instance, secret: &Secret, tenant: &TenantId, name: &str, r
     }
 }
 
+/// A key that an installation is opened with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FirstKey {
+    /// It was asked for now: it is added unless it is there.
+    Given(Secret),
+    /// It was made at an earlier start: it is added only as long as there are no keys at all, so
+    /// a key that was deleted stays deleted.
+    Kept(Secret),
+}
+
+impl FirstKey {
+    fn secret(&self) -> &Secret {
+        match self {
+            Self::Given(secret) | Self::Kept(secret) => secret,
+        }
+    }
+}
+
 /// Makes the secrets, the tenant and the first key of an installation, so far as they are not
 /// there.
 pub(crate) async fn found(
     collections: &Collections,
-    first_key: Option<&Secret>,
+    first_key: Option<&FirstKey>,
 ) -> Result<Instance, Problem> {
     if let Some(key) = first_key {
-        check_key(key)?;
+        check_key(key.secret())?;
     }
     let now = Timestamp::now();
     let instance = loop {
@@ -75,10 +93,15 @@ pub(crate) async fn found(
             })
             .await?;
     };
-    if let Some(secret) = first_key {
+    if let Some(first) = first_key {
+        let secret = first.secret();
         let key = record(&instance, secret, &instance.tenant, "first", Role::Admin);
         let (keys, _) = collections.keys.list().await?;
-        if !keys.iter().any(|stored| stored.record.digest == key.digest) {
+        let wanted = match first {
+            FirstKey::Given(_) => !keys.iter().any(|stored| stored.record.digest == key.digest),
+            FirstKey::Kept(_) => keys.is_empty(),
+        };
+        if wanted {
             collections.keys.insert(&key.id, &key).await?;
         }
     }

@@ -16,7 +16,6 @@
 mod caller;
 mod catalogue;
 mod control;
-mod cors;
 mod error;
 mod extract;
 #[doc(hidden)]
@@ -35,5 +34,5 @@ mod tokens;
 mod usage;
 
 pub use control::{Control, ControlOptions, Limits};
+pub use keys::FirstKey;
 pub use routes::openapi;
-pub use templates::Progress;

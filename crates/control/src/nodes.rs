@@ -190,7 +190,7 @@ impl Nodes {
     }
 
     /// Every sandbox on every node that answers.
-    pub(crate) async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, Problem> {
+    pub(crate) async fn sandboxes(&self) -> Result<Vec<Arc<SandboxStatus>>, Problem> {
         let nodes = self.all();
         let lists = nodes.iter().map(|(_, node)| within(QUESTION, node.list()));
         let mut all = Vec::new();

@@ -12,7 +12,7 @@
 use api::{
     BuildId, Bytes, ImageDigest, NodeId, Resources, Secret, TemplateId, TenantId,
     rest::{template::BuildStatus, v1::Role},
-    template::TemplateSource,
+    template::{Requester, TemplateSource},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,9 @@ pub(crate) struct Build {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Recipe {
     pub(crate) source: TemplateSource,
+    /// Who asked for it: decides what the node lends to the build.
+    #[serde(default)]
+    pub(crate) requester: Requester,
     pub(crate) resources: Resources,
     pub(crate) start_command: Option<String>,
     pub(crate) environment: BTreeMap<String, String>,

@@ -1,22 +1,19 @@
 //! Secrets: API keys and the tokens of sandboxes.
 //!
-//! An API key is `e2b_` and 40 hexadecimal digits. Only its HMAC under a secret of this
+//! The form of API keys is [`api::key`]'s. Only its HMAC under a secret of this
 //! installation is kept, so that neither the store's file nor the time that a look-up takes tells
 //! anything about it. The tokens of a sandbox are derived from its id, so that they can be given
 //! again to whoever may connect to it, without being stored anywhere.
 
 use crate::records::Instance;
-use api::{ErrorCode, Problem, SandboxId, Secret, TenantId};
+use api::{
+    ErrorCode, Problem, SandboxId, Secret, TenantId,
+    key::{API_KEY_DIGITS, API_KEY_PREFIX, is_api_key},
+};
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
 use rand::RngCore;
 use sha2::Sha256;
-
-/// What every API key begins with.
-const KEY_PREFIX: &str = "e2b_";
-
-/// How many hexadecimal digits follow.
-const KEY_DIGITS: usize = 40;
 
 /// The digest of an API key.
 pub(crate) type KeyDigest = [u8; 32];
@@ -87,8 +84,8 @@ impl Instance {
 /// A new API key.
 pub(crate) fn random_key() -> Secret {
     Secret::new(format!(
-        "{KEY_PREFIX}{}",
-        random_hexadecimal(KEY_DIGITS / 2)
+        "{API_KEY_PREFIX}{}",
+        random_hexadecimal(API_KEY_DIGITS / 2)
     ))
 }
 
@@ -99,27 +96,20 @@ pub(crate) fn random_key_id() -> String {
 
 /// What may be shown of a key, to tell it from others.
 pub(crate) fn key_prefix(key: &str) -> String {
-    key.chars().take(KEY_PREFIX.len() + 6).collect()
+    key.chars().take(API_KEY_PREFIX.len() + 6).collect()
 }
 
 /// Refuses what does not have the form of an API key.
 pub(crate) fn check_key(key: &Secret) -> Result<(), Problem> {
-    let digits = key.expose().strip_prefix(KEY_PREFIX);
-    let valid = digits.is_some_and(|digits| {
-        digits.len() == KEY_DIGITS
-            && digits
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    });
-    if valid {
+    if is_api_key(key.expose()) {
         return Ok(());
     }
     Err(Problem::new(
         ErrorCode::InvalidArgument,
         "the first API key does not have the form of one",
         format!(
-            "write {KEY_PREFIX} and {KEY_DIGITS} hexadecimal digits in lower case, or set none and \
-             let Atoll make one"
+            "write {API_KEY_PREFIX} and {API_KEY_DIGITS} hexadecimal digits, or set none and let \
+             Atoll make one"
         ),
     ))
 }

@@ -73,7 +73,11 @@ impl Drop for Reservation<'_> {
 pub(crate) fn is_live(status: &SandboxStatus) -> bool {
     matches!(
         status.state,
-        SandboxState::Starting | SandboxState::Running | SandboxState::Paused
+        SandboxState::Starting
+            | SandboxState::Running
+            | SandboxState::Pausing
+            | SandboxState::Paused
+            | SandboxState::Resuming
     )
 }
 

@@ -323,36 +323,6 @@ async fn unknown_paths_and_methods_answer_in_json() {
 }
 
 #[tokio::test]
-async fn any_origin_may_ask() {
-    let plane = Plane::start().await;
-    let ask = Request::options("/v2/sandboxes")
-        .header("Origin", "https://example.com")
-        .header("Access-Control-Request-Method", "POST")
-        .header("Access-Control-Request-Headers", "x-api-key,content-type");
-    let answer = plane
-        .send(ask.body(Body::empty()).unwrap())
-        .await
-        .expect(204);
-    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
-    assert_eq!(
-        answer.header("access-control-allow-headers"),
-        Some("x-api-key,content-type")
-    );
-    let refused = plane
-        .call("GET", "/v2/sandboxes", "", None)
-        .await
-        .expect(401);
-    assert_eq!(
-        refused.header("access-control-allow-origin"),
-        Some("*"),
-        "errors too"
-    );
-    let listed = plane.get("/v2/sandboxes").await;
-    let exposed = listed.header("access-control-expose-headers").unwrap();
-    assert!(exposed.contains("X-Next-Token"));
-}
-
-#[tokio::test]
 async fn lists_have_pages_filters_and_order() {
     let plane = Plane::start().await;
     let mut ids = Vec::new();
@@ -545,7 +515,9 @@ async fn metrics_and_logs_are_passed_on() {
         .call("DELETE", &path, FIRST_KEY, None)
         .await
         .expect(204);
-    plane.get(&format!("{path}/metrics")).await.expect(404);
+    // What it used and what it logged can still be read.
+    let metrics = plane.get(&format!("{path}/metrics")).await.expect(200);
+    assert_eq!(metrics.json().as_array().unwrap().len(), 3);
     plane.get(&format!("{path}/logs")).await.expect(200);
 }
 
@@ -731,17 +703,8 @@ async fn a_restarted_control_plane_knows_everything_again() {
     let id = plane.sandbox(FIRST_KEY, json!({})).await;
     let token = plane.get(&format!("/sandboxes/{id}")).await.json()["envdAccessToken"].clone();
     let stranger = plane.stranger().await;
-    plane.control.stop().await;
-    let Plane {
-        node,
-        folder,
-        store,
-        control,
-        ..
-    } = plane;
-    drop((store, control));
-    let builds = node.builds().len();
-    let plane = Plane::start_in(folder, node, |options| options.first_key = None).await;
+    let builds = plane.node.builds().len();
+    let plane = plane.restart(|options| options.first_key = None).await;
     let detail = plane
         .get(&format!("/sandboxes/{id}"))
         .await

@@ -4,8 +4,8 @@
 
 mod common;
 
+use api::template::Requester;
 use common::{FIRST_KEY, FakeNode, Plane};
-use futures::StreamExt;
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -19,7 +19,6 @@ async fn the_api_serves_while_base_is_built() {
     let node = FakeNode::new("n0de");
     node.gate.send_replace(false);
     let plane = Plane::start_in(tempfile::tempdir().unwrap(), node, |_| {}).await;
-    let mut progress = Box::pin(plane.control.progress());
     let create = async || {
         plane
             .post("/v2/sandboxes", json!({"templateID": "base"}))
@@ -47,15 +46,6 @@ async fn the_api_serves_while_base_is_built() {
     plane.node.gate.send_replace(true);
     plane.until_base_is_ready().await;
     create().await.expect(201);
-    let told = tokio::time::timeout(common::PATIENCE, async {
-        while let Some(told) = progress.next().await {
-            if matches!(told.event, api::node::BuildEvent::Ready(_)) {
-                return told.name;
-            }
-        }
-        String::new()
-    });
-    assert_eq!(told.await.unwrap(), "base");
 }
 
 #[tokio::test]
@@ -81,18 +71,12 @@ async fn an_interrupted_build_of_base_goes_on_after_a_restart() {
             plane.get("/templates/slow").await.status == 200
         })
         .await;
-    plane.control.stop().await;
-    let Plane {
-        node,
-        folder,
-        control,
-        store,
-        ..
-    } = plane;
-    drop((control, store));
-
-    node.gate.send_replace(true);
-    let plane = Plane::start_in(folder, node, |_| {}).await;
+    let node = plane.node.clone();
+    let plane = plane
+        .restart(|_| {
+            node.gate.send_replace(true);
+        })
+        .await;
     plane.until_base_is_ready().await;
     plane
         .until("the other is given up", async || {
@@ -411,7 +395,9 @@ async fn names_belong_to_whoever_was_first() {
             .await
     };
     take("mine").await.expect(403);
-    take("base").await.expect(403);
+    // The built-in template's name is nobody's, also where there is none yet.
+    let refused = take("base").await.expect(409);
+    assert!(refused.message().contains("Atoll comes with"));
     plane
         .call("DELETE", "/templates/base", FIRST_KEY, None)
         .await
@@ -478,4 +464,93 @@ async fn what_cannot_be_built_is_refused() {
     ] {
         plane.post("/v1/templates", body).await.expect(400);
     }
+}
+
+/// A member could otherwise put a template of its own in the place of the one that E2B's clients
+/// start from.
+#[tokio::test]
+async fn no_member_takes_the_name_of_the_built_in_template() {
+    let plane = Plane::start_with(|options| options.base = false).await;
+    let stranger = plane.stranger().await;
+    for name in ["base", "Base:v1"] {
+        let body = json!({"name": name, "source": "debian:x"});
+        let refused = plane
+            .call("POST", "/v1/templates", &stranger, Some(body))
+            .await
+            .expect(409);
+        assert!(refused.message().contains("Atoll comes with"));
+    }
+    // An administrator who wants none of Atoll's may make one.
+    plane
+        .build(FIRST_KEY, json!({"name": "base", "source": "debian:x"}))
+        .await;
+}
+
+#[tokio::test]
+async fn a_member_builds_as_a_tenant_and_an_administrator_as_one() {
+    let plane = Plane::start_with(|options| options.base = false).await;
+    let stranger = plane.stranger().await;
+    for (key, name) in [(&*stranger, "theirs"), (FIRST_KEY, "mine")] {
+        let body = json!({"name": name, "source": "docker://registry.example/app"});
+        plane.build(key, body).await;
+    }
+    let requesters: Vec<Requester> = plane
+        .node
+        .builds()
+        .into_iter()
+        .map(|(_, who)| who)
+        .collect();
+    assert_eq!(requesters, [Requester::Tenant, Requester::Administrator]);
+}
+
+#[tokio::test]
+async fn a_rebuild_changes_who_may_use_the_template_if_it_says_so() {
+    let plane = Plane::start().await;
+    let mut public = Vec::new();
+    for wanted in [None, Some(true), None, Some(false)] {
+        let mut body = json!({"name": "app", "source": "debian:x"});
+        if let Some(wanted) = wanted {
+            body["public"] = wanted.into();
+        }
+        let lines = plane.build(FIRST_KEY, body).await;
+        public.push(last(&lines)["template"]["public"].as_bool().unwrap());
+    }
+    assert_eq!(public, [false, true, true, false]);
+}
+
+/// Asked for at the same moment, too, no more builds are begun than are allowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_requests_do_not_exceed_the_limit_of_builds() {
+    let node = FakeNode::new("n0de");
+    let plane = Plane::start_in(tempfile::tempdir().unwrap(), node, |options| {
+        options.base = false;
+        options.limits.builds = 4;
+    })
+    .await;
+    plane.node.gate.send_replace(false);
+    let asked = (0..24).map(|number| {
+        let body = json!({"name": format!("t{number}"), "source": "debian:slow"});
+        let plane = &plane;
+        async move {
+            let asked = plane.post("/v1/templates", body);
+            // A build that was begun answers only when it is done.
+            match tokio::time::timeout(Duration::from_secs(2), asked).await {
+                Ok(answer) => {
+                    answer.expect(429);
+                    false
+                }
+                Err(_) => true,
+            }
+        }
+    });
+    let begun = futures::future::join_all(asked).await;
+    assert_eq!(begun.into_iter().filter(|begun| *begun).count(), 4);
+    assert_eq!(plane.node.builds().len(), 4);
+    plane.node.gate.send_replace(true);
+    plane
+        .until("there is room again", async || {
+            let body = json!({"name": "next", "source": "debian:x"});
+            plane.post("/v1/templates", body).await.status == 200
+        })
+        .await;
 }

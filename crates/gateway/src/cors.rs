@@ -1,4 +1,5 @@
-//! Scripts of any page may talk to the guest: it is opened by tokens, never by cookies.
+//! Scripts of any page may talk to the API and to the guest: they are opened by keys and tokens,
+//! which no browser sends by itself, and never by cookies.
 //!
 //! Other ports belong to the user's own servers, whose preflights and headers pass unchanged.
 
@@ -20,7 +21,7 @@ pub(crate) fn is_preflight<B>(request: &Request<B>) -> bool {
             .contains_key(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// Says yes to a preflight for the guest.
+/// Says yes to a preflight.
 pub(crate) fn allow_preflight(asked: &HeaderMap) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;

@@ -12,8 +12,9 @@ use crate::{
     options::Limits,
     proxy,
     refusal::{self, Refusal},
-    registry::Registry,
+    registry::{Registry, client_of},
     sandbox::Sandboxes,
+    search::Searches,
     signature::{self, SignedUrl},
     tls::Certificates,
 };
@@ -27,12 +28,7 @@ use http::{
 };
 use hyper::body::Incoming;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
-
-/// Searches for the sandbox of a signature that go on at the same time: each hashes once per
-/// sandbox, and anyone can ask for one.
-pub(crate) const SIGNATURE_SEARCHES: usize = 1;
 
 /// What all connections share.
 pub(crate) struct Door {
@@ -44,7 +40,7 @@ pub(crate) struct Door {
     pub(crate) registry: Arc<Registry>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) tasks: TaskTracker,
-    pub(crate) searches: Semaphore,
+    pub(crate) searches: Searches,
 }
 
 impl Door {
@@ -91,10 +87,15 @@ impl Door {
         match host::decide(clues, self.domain.as_deref())? {
             Destination::Api => {
                 count(&self.registry.counters.api_requests);
+                if cors::is_preflight(&request) {
+                    return Ok(cors::allow_preflight(request.headers()));
+                }
                 request
                     .extensions_mut()
                     .insert(ClientAddress(active.0.peer));
-                Ok(self.api.call(request).await.map(Body::api))
+                let mut response = self.api.call(request).await.map(Body::api);
+                cors::allow_reading(response.headers_mut());
+                Ok(response)
             }
             Destination::Sandbox(target) => {
                 count(&self.registry.counters.sandbox_requests);
@@ -106,7 +107,7 @@ impl Door {
                 if cors::is_preflight(&request) {
                     return Ok(cors::allow_preflight(request.headers()));
                 }
-                let (id, route) = self.find_signed(request.method(), query).await?;
+                let (id, route) = self.find_signed(active, request.method(), query).await?;
                 let target = Target {
                     sandbox: id.to_string(),
                     port: GUEST_PORT,
@@ -120,15 +121,12 @@ impl Door {
 
     async fn find_signed(
         &self,
+        active: &Active,
         method: &Method,
         query: &str,
     ) -> Result<(SandboxId, Route), Refusal> {
         let url = SignedUrl::parse(query).ok_or(Refusal::UnknownSignature)?;
-        let _turn = self
-            .searches
-            .acquire()
-            .await
-            .map_err(|_| Refusal::UnknownSignature)?;
+        let _turn = self.searches.wait(client_of(active.0.peer.ip())).await?;
         let mut routes = self.locate.routes().await;
         match url.find(method, routes.iter().map(|(_, route)| route)) {
             Some(index) if index < routes.len() => Ok(routes.swap_remove(index)),

@@ -2,17 +2,17 @@
 
 use crate::{
     connection,
-    door::{Door, SIGNATURE_SEARCHES},
+    door::Door,
     metrics::{Counters, GatewayMetrics},
     options::GatewayOptions,
     registry::Registry,
     sandbox::Sandboxes,
+    search::Searches,
     tls::{Certificates, TlsError},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -52,12 +52,12 @@ impl Gateway {
             locate,
             api,
             domain,
+            searches: Searches::new(&limits),
             limits,
             certificates,
             registry,
             sandboxes: Arc::new(sandboxes),
             tasks: tasks.clone(),
-            searches: Semaphore::new(SIGNATURE_SEARCHES),
         });
         Ok(Self { door, tasks, stop })
     }

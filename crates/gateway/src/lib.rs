@@ -34,6 +34,7 @@ mod proxy;
 mod refusal;
 mod registry;
 mod sandbox;
+mod search;
 pub mod signature;
 mod socket;
 mod tls;

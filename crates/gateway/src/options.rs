@@ -37,6 +37,11 @@ pub struct Limits {
     pub connections_per_client: usize,
     /// Requests under way in one sandbox, tunnels included.
     pub requests_per_sandbox: usize,
+    /// Signed URLs that name no sandbox and whose sandbox is being searched for, the waiting
+    /// included; more are refused.
+    pub searches: usize,
+    /// The same of one client, as `connections_per_client` counts them.
+    pub searches_per_client: usize,
     /// Streams under way in one HTTP/2 connection.
     pub streams_per_connection: u32,
     /// Bytes of one request's head. At least 8 KiB.
@@ -65,6 +70,8 @@ impl Default for Limits {
             connections: 16_384,
             connections_per_client: 4_096,
             requests_per_sandbox: 2_048,
+            searches: 512,
+            searches_per_client: 64,
             streams_per_connection: 256,
             head_bytes: 64 << 10,
             head_fields: 128,

@@ -38,6 +38,10 @@ pub(crate) enum Refusal {
     LocateTimeout { sandbox: String },
     #[error("invalid signature")]
     UnknownSignature,
+    #[error("Too many of your signed URLs wait for their sandbox to be found")]
+    TooManySearches,
+    #[error("Too many signed URLs wait for their sandbox to be found")]
+    SearchesFull,
 }
 
 impl Refusal {
@@ -50,7 +54,8 @@ impl Refusal {
             }
             Self::TokenMissing { .. } | Self::TokenWrong { .. } => StatusCode::FORBIDDEN,
             Self::ControlRoute { .. } => StatusCode::NOT_FOUND,
-            Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy { .. } | Self::TooManySearches => StatusCode::TOO_MANY_REQUESTS,
+            Self::SearchesFull => StatusCode::SERVICE_UNAVAILABLE,
             Self::LocateTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::UnknownSignature => StatusCode::UNAUTHORIZED,
         }
@@ -66,9 +71,12 @@ impl Refusal {
             | Self::ControlRoute { sandbox }
             | Self::Busy { sandbox }
             | Self::LocateTimeout { sandbox } => Some(sandbox),
-            Self::Undecided(_) | Self::AmbiguousHost | Self::Connect | Self::UnknownSignature => {
-                None
-            }
+            Self::Undecided(_)
+            | Self::AmbiguousHost
+            | Self::Connect
+            | Self::UnknownSignature
+            | Self::TooManySearches
+            | Self::SearchesFull => None,
         }
     }
 
@@ -100,6 +108,10 @@ impl Refusal {
             Self::LocateTimeout { .. } => "Try again in a moment.",
             Self::UnknownSignature => {
                 "The sandbox may have ended, or the URL was changed. Make a new one."
+            }
+            Self::TooManySearches | Self::SearchesFull => {
+                "Try again in a moment, or send E2b-Sandbox-Id and E2b-Sandbox-Port: then nothing \
+                 is searched."
             }
         }
     }
@@ -150,7 +162,13 @@ impl Refusal {
             CONTENT_SECURITY_POLICY,
             HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"),
         );
-        if matches!(self, Self::Busy { .. } | Self::LocateTimeout { .. }) {
+        if matches!(
+            self,
+            Self::Busy { .. }
+                | Self::LocateTimeout { .. }
+                | Self::TooManySearches
+                | Self::SearchesFull
+        ) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         cors::allow_reading(headers);

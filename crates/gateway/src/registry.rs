@@ -135,7 +135,7 @@ impl Drop for Ticket {
 }
 
 /// Whom a connection is counted against: an IPv6 client usually has a /64 of its own.
-fn client_of(address: IpAddr) -> IpAddr {
+pub(crate) fn client_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
         address => address,

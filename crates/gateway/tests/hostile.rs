@@ -5,6 +5,8 @@
 
 mod support;
 
+use futures::{StreamExt, stream::FuturesUnordered};
+use http::StatusCode;
 use std::time::{Duration, Instant};
 use support::{World, read_to_end, read_until, wait_for, within};
 use tokio::{
@@ -160,6 +162,30 @@ async fn one_sandbox_takes_so_many_requests_at_a_time() {
             .unwrap();
     };
     assert_eq!(tokio::join!(asked, served).0.status, 204);
+}
+
+/// Anyone can ask for a search, so nobody may fill the queue for the others.
+#[tokio::test]
+async fn searches_for_signed_urls_are_bounded_for_each_client() {
+    let world = World::with(|options| options.limits.searches_per_client = 2).await;
+    let path = "/files?path=x&signature=v1_x";
+    let slow = world.locate.slow.write().await;
+    // Two wait; whichever comes third is refused at once.
+    let mut waiting: FuturesUnordered<_> =
+        (0..3).map(|_| world.get(path, "host: localhost")).collect();
+    let refused = within(waiting.next()).await.unwrap();
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.header("retry-after"), "1");
+    assert!(
+        refused.json()["remedy"]
+            .as_str()
+            .unwrap()
+            .contains("E2b-Sandbox-Id")
+    );
+    drop(slow);
+    while let Some(answer) = within(waiting.next()).await {
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    }
 }
 
 /// Sends bytes through the gateway to a server that counts the requests it sees.

@@ -350,6 +350,35 @@ async fn scripts_may_talk_to_the_guest_and_servers_decide_for_themselves() {
     assert_eq!(answer.header("access-control-allow-origin"), "");
 }
 
+/// The API may be asked by pages of any origin, errors included.
+#[tokio::test]
+async fn scripts_of_any_origin_may_ask_the_api() {
+    let world = World::start().await;
+    let fields = "host: api.example.org\norigin: https://example.com\n\
+                  access-control-request-method: POST\n\
+                  access-control-request-headers: x-api-key,content-type";
+    let asked = world.ask("OPTIONS", "/v2/sandboxes", fields, "").await;
+    assert_eq!(asked.status, StatusCode::NO_CONTENT);
+    assert_eq!(asked.header("access-control-allow-origin"), "*");
+    assert_eq!(
+        asked.header("access-control-allow-headers"),
+        "x-api-key,content-type"
+    );
+    assert!(
+        asked
+            .header("access-control-allow-methods")
+            .contains("PATCH")
+    );
+    let answer = world.get("/v2/sandboxes", "host: api.example.org").await;
+    assert_eq!(answer.body, "api /v2/sandboxes 127.0.0.1 0");
+    for name in [
+        "access-control-allow-origin",
+        "access-control-expose-headers",
+    ] {
+        assert_eq!(answer.header(name), "*");
+    }
+}
+
 #[tokio::test]
 async fn heads_without_bodies_keep_their_length() {
     let world = World::start().await;

@@ -1,6 +1,7 @@
 //! Builds one image and prints what happens: `build STORE SOURCE [REGISTRY-WITHOUT-TLS]`.
 
 use api::node::BuildEvent;
+use api::template::Requester;
 use futures::StreamExt;
 use image::{ImageStore, StoreOptions};
 use std::time::Instant;
@@ -15,7 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     options.insecure_registries.extend(arguments.next());
     let store = ImageStore::open(options)?;
     let started = Instant::now();
-    let mut events = store.build(source.parse()?);
+    let mut events = store.build(source.parse()?, Requester::Administrator);
     while let Some(event) = events.next().await {
         let at = started.elapsed().as_secs_f64();
         match event {

@@ -3,6 +3,7 @@
 
 mod support;
 
+use api::template::Requester;
 use futures::StreamExt;
 use std::{fs, path::Path, time::Duration};
 use support::{Fixture, ready, steps};
@@ -20,7 +21,9 @@ async fn debian_is_installed_once_and_a_dropped_build_leaves_nothing() {
     let fixture = Fixture::new();
     let source = "debian:bookworm";
     // Given up while it downloads: the packages are kept, all else goes.
-    let mut events = fixture.store.build(source.parse().unwrap());
+    let mut events = fixture
+        .store
+        .build(source.parse().unwrap(), Requester::Administrator);
     while let Some(event) = events.next().await {
         let step = steps(std::slice::from_ref(&event)).concat();
         if step.starts_with("installing") {

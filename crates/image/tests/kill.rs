@@ -3,6 +3,7 @@
 
 mod support;
 
+use api::template::Requester;
 use futures::StreamExt;
 use image::ImageStore;
 use std::{
@@ -22,7 +23,12 @@ async fn builder_process() {
     let directory = std::path::Path::new(&directory);
     let store = ImageStore::open(options(&directory.join("store"))).unwrap();
     let source = format!("tar:{}", directory.join("root.tar.gz").display());
-    ready(store.build(source.parse().unwrap()).collect().await);
+    ready(
+        store
+            .build(source.parse().unwrap(), Requester::Administrator)
+            .collect()
+            .await,
+    );
 }
 
 #[tokio::test]
@@ -61,5 +67,10 @@ async fn a_killed_build_leaves_only_garbage() {
     }
     let opened = ImageStore::open(options(&store)).unwrap();
     let source = format!("tar:{}", directory.path().join("root.tar.gz").display());
-    ready(opened.build(source.parse().unwrap()).collect().await);
+    ready(
+        opened
+            .build(source.parse().unwrap(), Requester::Administrator)
+            .collect()
+            .await,
+    );
 }

@@ -6,6 +6,7 @@ mod server;
 mod support;
 
 use api::node::BuildEvent;
+use api::template::Requester;
 use futures::StreamExt;
 use image::digest::Digest;
 use server::{Proxy, Registry, answer, serve};
@@ -133,6 +134,44 @@ async fn credentials_come_from_dockers_configuration() {
     fixture.build(&source).await;
 }
 
+/// A member's key must not lend the node's credentials, nor reach what is near the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_build_has_no_credentials_and_reaches_no_private_host() {
+    let registry = Registry::start(true).await;
+    registry.push(&small_image(1), "private", "latest").await;
+    let fixture = fixture_for(&registry.address);
+    let config = format!(
+        r#"{{"auths": {{"{}": {{"auth": "dXNlcjpzZWNyZXQ="}}}}}}"#,
+        registry.address
+    );
+    fixture.write("docker.json", config.as_bytes());
+    let source = format!("docker://{}/private", registry.address);
+    let administrators = fixture.build(&source).await;
+    let image = fixture.store.list().pop().unwrap();
+    assert_eq!(
+        (image.digest, image.source),
+        (administrators.digest, source)
+    );
+    let port = registry.address.rsplit_once(':').unwrap().1;
+    for host in ["127.0.0.1", "localhost"] {
+        let source = format!("docker://{host}:{port}/private");
+        let started = std::time::Instant::now();
+        let build = fixture
+            .store
+            .build(source.parse().unwrap(), Requester::Tenant);
+        let last = build.collect::<Vec<_>>().await.pop();
+        let Some(BuildEvent::Failed { cause, remedy }) = last else {
+            panic!("{source}: {last:?}");
+        };
+        assert!(cause.contains("private network"), "{cause}");
+        assert!(remedy.contains("admin key"), "{remedy}");
+        assert!(
+            started.elapsed() < std::time::Duration::from_secs(1),
+            "it is not tried again"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_come_from_a_helper() {
     let registry = Registry::start(true).await;
@@ -197,7 +236,9 @@ async fn a_dropped_download_is_resumed_by_the_next_build() {
     let blob = &image.blobs[&image.layers[0]];
     let name = format!("store/blobs/partial/{}", image.layers[0].hex());
     fixture.write(&name, &blob[..blob.len() / 2]);
-    let mut events = fixture.store.build(source.parse().unwrap());
+    let mut events = fixture
+        .store
+        .build(source.parse().unwrap(), Requester::Administrator);
     while let Some(event) = events.next().await {
         if matches!(event, BuildEvent::Progress { done } if done >= SIZE / 2) {
             break;

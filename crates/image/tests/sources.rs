@@ -4,6 +4,7 @@
 mod support;
 
 use api::node::BuildEvent;
+use api::template::Requester;
 use futures::{StreamExt, future::join_all};
 use image::{ImageError, ImageStore};
 use std::{
@@ -112,7 +113,7 @@ async fn an_unchanged_tarball_is_not_read_again_and_a_changed_one_is() {
     assert_eq!(events, [BuildEvent::Ready(first.clone())]);
     let forced: Vec<_> = fixture
         .store
-        .rebuild(source.parse().unwrap())
+        .rebuild(source.parse().unwrap(), Requester::Administrator)
         .collect()
         .await;
     assert_eq!(steps(&forced).len(), 1);
@@ -286,7 +287,7 @@ async fn concurrent_builds_of_one_source_do_the_work_once() {
         .map(|_| {
             fixture
                 .store
-                .build(source.parse().unwrap())
+                .build(source.parse().unwrap(), Requester::Administrator)
                 .collect::<Vec<_>>()
         })
         .collect();
@@ -311,7 +312,9 @@ async fn a_dropped_build_leaves_nothing() {
     let path = fixture.write("root.tar.gz", &gzip(&content));
     let source = format!("tar:{}", path.display());
     for events in 0..3 {
-        let stream = fixture.store.rebuild(source.parse().unwrap());
+        let stream = fixture
+            .store
+            .rebuild(source.parse().unwrap(), Requester::Administrator);
         stream.take(events).collect::<Vec<_>>().await;
         // The next build is not disturbed by the last one's end.
         fixture.build(&source).await;

@@ -98,9 +98,10 @@ pub struct NewTemplate {
     /// Where commands run by default: the source's, else the user's home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_directory: Option<String>,
-    /// Whether other tenants may use it; false if absent.
-    #[serde(default)]
-    pub public: bool,
+    /// Whether other tenants may use it. Absent, a new template is private and a new build of an
+    /// old one changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public: Option<bool>,
 }
 
 /// A template with everything that Atoll knows about it.

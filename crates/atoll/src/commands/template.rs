@@ -186,7 +186,7 @@ async fn build(options: Build) -> anyhow::Result<u8> {
         environment: options.environment.into_iter().collect(),
         user: options.user,
         working_directory: options.working_directory,
-        public: options.public,
+        public: options.public.then_some(true),
     };
     let mut build = client.build(&request).await?;
     let mut progress = (!options.json).then(|| Progress::new(&options.name));

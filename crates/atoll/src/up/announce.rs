@@ -2,7 +2,11 @@
 
 use crate::progress::Progress;
 use agent::{Images, Root};
-use api::{ImageDigest, Problem, node::BuildEvent, template::TemplateSource};
+use api::{
+    ImageDigest, Problem,
+    node::BuildEvent,
+    template::{Requester, TemplateSource},
+};
 use futures::{StreamExt, stream::BoxStream};
 use std::sync::{
     Arc,
@@ -71,10 +75,11 @@ impl<I: Images> Images for Announced<I> {
     async fn build(
         &self,
         source: TemplateSource,
+        requester: Requester,
     ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
         let base = source == TemplateSource::Base;
         let name = source.to_string();
-        let stream = self.images.build(source).await?;
+        let stream = self.images.build(source, requester).await?;
         let mut display = if base && !self.shown.swap(true, Ordering::AcqRel) {
             Display::Bar(Box::new(Progress::new(&name)), self.shown.clone())
         } else {
@@ -85,5 +90,9 @@ impl<I: Images> Images for Announced<I> {
 
     async fn remove(&self, digest: &ImageDigest) -> Result<(), Problem> {
         self.images.remove(digest).await
+    }
+
+    async fn collect_garbage(&self) {
+        self.images.collect_garbage().await;
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     client::connection::DEFAULT_ADDRESS,
     data_dir::{self, DataDir, KeyOrigin},
     failure::Failure,
+    instance::{self, Claim},
     signals::Signals,
     style,
 };
@@ -22,7 +23,7 @@ use gateway::TlsFiles;
 use server::{Plan, Server};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 use tokio::net::TcpListener;
@@ -157,10 +158,18 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         "http"
     };
 
+    let name = Claim::take(Path::new(instance::FOLDER), &data.instance(), data.path())?;
+    let keeps = arguments.on_exit == OnExit::Keep;
+
     tracing::info!("{}", chosen.reason);
-    let mut server = Server::start(&data, listener, plan(arguments, key.key)).await?;
+    let mut server = Server::start(&data, listener, plan(arguments, key.for_control())).await?;
     let published = data.publish(&format!("{scheme}://{}", reachable(address)))?;
     match &key.origin {
+        KeyOrigin::Kept(path) if !server.knows(&key.key) => tracing::warn!(
+            "the API key in {} was removed and opens nothing; to add it again, start with \
+             ATOLL_API_KEY set to it",
+            path.display()
+        ),
         KeyOrigin::Environment => tracing::info!("the API key is that of ATOLL_API_KEY"),
         KeyOrigin::Kept(path) => tracing::info!("the API key is in {}", path.display()),
         KeyOrigin::Made(path) => tracing::info!("a new API key is in {}", path.display()),
@@ -184,11 +193,14 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
             std::process::exit(STOPPED_AT_ONCE);
         }
     }
+    if !keeps {
+        name.release();
+    }
     anyhow::ensure!(!fault, "the gateway ended unexpectedly");
     Ok(0)
 }
 
-fn plan(arguments: Arguments, first_key: Secret) -> Plan {
+fn plan(arguments: Arguments, first_key: control::FirstKey) -> Plan {
     Plan {
         first_key,
         domain: arguments.domain,

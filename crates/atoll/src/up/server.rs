@@ -12,7 +12,7 @@ use agent::{
 };
 use anyhow::Context;
 use api::{Secret, node::Node, route::Locate};
-use control::{Control, ControlOptions};
+use control::{Control, ControlOptions, FirstKey};
 use driver::container::{Container, ContainerOptions};
 use gateway::{Gateway, GatewayOptions, TlsFiles, TowerApi};
 use image::{ImageStore, StoreOptions};
@@ -28,7 +28,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(3);
 
 /// All that the rooms are told.
 pub(super) struct Plan {
-    pub(super) first_key: Secret,
+    pub(super) first_key: FirstKey,
     pub(super) domain: Option<String>,
     pub(super) tls: Option<TlsFiles>,
     pub(super) on_exit: OnExit,
@@ -155,6 +155,11 @@ impl Server {
             gateway,
             closing,
         })
+    }
+
+    /// Whether a key opens the API.
+    pub(super) fn knows(&self, key: &Secret) -> bool {
+        self.control.knows(key)
     }
 
     /// Returns when the gateway has ended, which it does of itself only through a fault.

@@ -8,9 +8,9 @@ mod tag;
 mod template;
 mod v1;
 
-use crate::{cors, error::plain, plane::Plane};
+use crate::{error::plain, plane::Plane};
 use api::error::ProblemBody;
-use axum::{Router, middleware::from_fn, routing::get};
+use axum::{Router, routing::get};
 use http::StatusCode;
 use std::sync::Arc;
 use utoipa::{
@@ -116,6 +116,5 @@ pub(crate) fn router(plane: Arc<Plane>) -> Router {
                 "This path does not take this method",
             )
         })
-        .layer(from_fn(cors::allow))
         .with_state(plane)
 }

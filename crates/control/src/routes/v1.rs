@@ -21,7 +21,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{StatusCode, header};
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 /// Whether the control plane serves
 #[utoipa::path(
@@ -115,12 +115,15 @@ pub(super) async fn sandboxes(
     }
     let mut all = caller.sandboxes().all().await?;
     all.retain(|status| match status.state {
-        SandboxState::Starting | SandboxState::Running => running,
+        SandboxState::Starting
+        | SandboxState::Running
+        | SandboxState::Pausing
+        | SandboxState::Resuming => running,
         SandboxState::Paused => paused,
         SandboxState::Stopping { .. } | SandboxState::Ended { .. } => ended,
     });
     all.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
-    Ok(Body(all))
+    Ok(Body(all.into_iter().map(Arc::unwrap_or_clone).collect()))
 }
 
 /// Read a sandbox in full, also after its end

@@ -13,7 +13,7 @@ use api::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use percent_encoding::percent_decode_str;
-use std::cmp::Ordering;
+use std::{borrow::Borrow, cmp::Ordering};
 
 /// The most sandboxes on a page, and how many if the query does not say.
 const MOST: i64 = 100;
@@ -104,7 +104,10 @@ impl Selection {
 
     fn matches(&self, status: &SandboxStatus) -> bool {
         let state = match status.state {
-            SandboxState::Starting | SandboxState::Running => self.running,
+            SandboxState::Starting
+            | SandboxState::Running
+            | SandboxState::Pausing
+            | SandboxState::Resuming => self.running,
             SandboxState::Paused => self.paused,
             SandboxState::Stopping { .. } | SandboxState::Ended { .. } => false,
         };
@@ -127,10 +130,13 @@ impl Selection {
     }
 
     /// The page that the query asks for.
-    pub(crate) fn apply<'a>(&self, all: &'a [SandboxStatus]) -> Listing<'a> {
+    pub(crate) fn apply<'a, S: Borrow<SandboxStatus>>(&self, all: &'a [S]) -> Listing<'a> {
         let place = |status: &'a SandboxStatus| (status.started_at, status.id.as_str());
-        let mut matching: Vec<&SandboxStatus> =
-            all.iter().filter(|status| self.matches(status)).collect();
+        let mut matching: Vec<&SandboxStatus> = all
+            .iter()
+            .map(Borrow::borrow)
+            .filter(|status| self.matches(status))
+            .collect();
         matching.sort_by(|a, b| self.compare(place(a), place(b)));
         let running = matching
             .iter()

@@ -27,6 +27,7 @@ fn sandbox(number: u32, start: i64, state: SandboxState) -> SandboxStatus {
             image: format!("sha256:{:064}", 0).parse().unwrap(),
             environment: BTreeMap::new(),
             start_command: None,
+            ready_command: None,
             user: "user".to_owned(),
             working_directory: String::new(),
         },
@@ -40,6 +41,8 @@ fn sandbox(number: u32, start: i64, state: SandboxState) -> SandboxStatus {
         network: NetworkPolicy::default(),
         secure: true,
         address: None,
+        paused_with_memory: None,
+        paused_at: None,
     }
 }
 
@@ -163,7 +166,7 @@ proptest! {
         let pairs: Vec<(&str, &str)> =
             names.into_iter().zip(fields.iter().map(String::as_str)).collect();
         if let Ok(selection) = Selection::parse(&query(&pairs)) {
-            selection.apply(&[]);
+            selection.apply::<SandboxStatus>(&[]);
         }
     }
 }

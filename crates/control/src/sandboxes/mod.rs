@@ -68,7 +68,7 @@ impl Sandboxes {
     }
 
     /// All sandboxes, those that ended in the last day included.
-    pub(crate) async fn all(&self) -> Result<Vec<SandboxStatus>, Problem> {
+    pub(crate) async fn all(&self) -> Result<Vec<Arc<SandboxStatus>>, Problem> {
         let mut all = self.plane.nodes.sandboxes().await?;
         all.retain(|status| status.tenant == self.tenant);
         Ok(all)
@@ -129,14 +129,14 @@ impl Sandboxes {
         ask(node.set_network(&status.id, policy)).await
     }
 
-    /// What a sandbox used between two moments.
+    /// What a sandbox used between two moments, also after its end.
     pub(crate) async fn metrics(
         &self,
         text: &str,
         from: Option<Timestamp>,
         to: Option<Timestamp>,
     ) -> Result<Vec<MetricSample>, Problem> {
-        let Found { node, status } = self.find(text).await?;
+        let Found { node, status } = self.find_any(text).await?;
         ask(node.metrics(&status.id, from, to)).await
     }
 

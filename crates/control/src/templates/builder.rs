@@ -1,7 +1,7 @@
 //! Builds: each is a task that asks the nodes for a root file system and writes down what came
 //! out. It goes on when whoever asked for it goes away.
 
-use super::feed::{Feed, Progress, stream};
+use super::feed::Feed;
 use crate::{
     catalogue::{Catalogue, Collections},
     error::ApiError,
@@ -14,7 +14,7 @@ use api::{
     rest::template::BuildStatus,
     template::TemplateSource,
 };
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +22,6 @@ use std::{
     time::Duration,
 };
 use store::Transaction;
-use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// A build that tells nothing for so long has failed.
@@ -36,16 +35,50 @@ struct Running {
     feed: Arc<Feed>,
 }
 
+/// What is under way. Builds and places are under one lock, so that no tenant gets past its limit
+/// by asking several times at once.
+#[derive(Default)]
+struct Table {
+    running: HashMap<BuildId, Running>,
+    /// Places of builds whose record is being written.
+    places: HashMap<TenantId, usize>,
+}
+
+impl Table {
+    fn release(&mut self, tenant: &TenantId) {
+        if let Some(count) = self.places.get_mut(tenant) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.places.remove(tenant);
+            }
+        }
+    }
+}
+
+/// A build that a tenant may begin. Dropped, it counts no more.
+pub(crate) struct Place {
+    builder: Arc<Builder>,
+    tenant: TenantId,
+    used: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.used {
+            self.builder.lock().release(&self.tenant);
+        }
+    }
+}
+
 /// All builds under way.
 pub(crate) struct Builder {
     collections: Collections,
     catalogue: Arc<Catalogue>,
     nodes: Arc<Nodes>,
-    running: Mutex<HashMap<BuildId, Running>>,
+    table: Mutex<Table>,
     /// Held for reading by builds, for writing while root file systems are removed: one that has
     /// just been built, and that no record names yet, must not be taken for garbage.
     pub(super) images: Arc<tokio::sync::RwLock<()>>,
-    everyone: broadcast::Sender<Progress>,
     /// Wakes the reconciler.
     pub(super) wake: tokio::sync::Notify,
     tasks: TaskTracker,
@@ -63,18 +96,12 @@ impl Builder {
             collections,
             catalogue,
             nodes,
-            running: Mutex::default(),
+            table: Mutex::default(),
             images: Arc::default(),
-            everyone: broadcast::Sender::new(1024),
             wake: tokio::sync::Notify::new(),
             tasks: TaskTracker::new(),
             stop,
         }
-    }
-
-    /// The events of all builds from now on.
-    pub(crate) fn progress(&self) -> impl Stream<Item = Progress> + Send + use<> {
-        stream(self.everyone.subscribe())
     }
 
     /// Returns when no build is under way. None may be started any more.
@@ -83,21 +110,31 @@ impl Builder {
         self.tasks.wait().await;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<BuildId, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A build under way.
     pub(crate) fn feed(&self, build: &BuildId) -> Option<Arc<Feed>> {
-        self.lock().get(build).map(|running| running.feed.clone())
+        let table = self.lock();
+        table.running.get(build).map(|running| running.feed.clone())
     }
 
-    /// How many builds of a tenant are under way.
-    pub(crate) fn count(&self, tenant: &TenantId) -> usize {
-        self.lock()
-            .values()
-            .filter(|running| running.tenant == *tenant)
-            .count()
+    /// A place for one more build of a tenant; `None` if it has `limit` of them.
+    pub(crate) fn reserve(self: &Arc<Self>, tenant: &TenantId, limit: usize) -> Option<Place> {
+        let mut table = self.lock();
+        let running = table.running.values();
+        let running = running.filter(|running| running.tenant == *tenant).count();
+        let places = table.places.get(tenant).copied().unwrap_or(0);
+        if running + places >= limit {
+            return None;
+        }
+        table.places.insert(tenant.clone(), places + 1);
+        Some(Place {
+            builder: self.clone(),
+            tenant: tenant.clone(),
+            used: false,
+        })
     }
 
     /// The build that a tag of a template names, ready for a sandbox.
@@ -140,31 +177,37 @@ impl Builder {
         .retry_after(2))
     }
 
-    /// Begins a build whose record is in the store. Nothing happens if it is under way.
-    pub(crate) fn start(self: &Arc<Self>, template: &Template, build: &Build) -> Arc<Feed> {
-        let mut running = self.lock();
-        if let Some(running) = running.get(&build.id) {
+    /// Begins a build whose record is in the store. Nothing happens if it is under way. What Atoll
+    /// begins by itself needs no place.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        template: &Template,
+        build: &Build,
+        place: Option<Place>,
+    ) -> Arc<Feed> {
+        let mut table = self.lock();
+        if let Some(running) = table.running.get(&build.id) {
             return running.feed.clone();
         }
-        let feed = Arc::new(Feed::new(
-            template.id.clone(),
-            template.name.clone(),
-            build.id.clone(),
-            self.everyone.clone(),
-        ));
+        let feed = Arc::new(Feed::new());
         let entry = Running {
             tenant: template.tenant.clone(),
             feed: feed.clone(),
         };
-        running.insert(build.id.clone(), entry);
-        drop(running);
+        table.running.insert(build.id.clone(), entry);
+        if let Some(mut place) = place {
+            // From here on the build itself counts.
+            place.used = true;
+            table.release(&place.tenant);
+        }
+        drop(table);
         let (builder, told) = (self.clone(), feed.clone());
         let (template, build) = (template.id.clone(), build.clone());
         self.tasks.spawn(async move {
             let guard = builder.images.clone().read_owned().await;
             let result = builder.run(&template, &build, &told).await;
             drop(guard);
-            builder.lock().remove(&build.id);
+            builder.lock().running.remove(&build.id);
             told.end(result);
             // Only now: what the build made superfluous can be removed.
             builder.wake.notify_one();
@@ -207,7 +250,10 @@ impl Builder {
             .unwrap_or_default();
         let mut last = None;
         for (id, node) in self.nodes.all() {
-            let mut events = node.build(build.recipe.source.clone()).await?;
+            let Recipe {
+                source, requester, ..
+            } = &build.recipe;
+            let mut events = node.build(source.clone(), *requester).await?;
             let image = loop {
                 let event = tokio::time::timeout(SILENCE, events.next()).await;
                 match event {
@@ -291,7 +337,7 @@ impl Builder {
 
     /// Whether a build is under way here.
     pub(super) fn is_running(&self, build: &BuildId) -> bool {
-        self.lock().contains_key(build)
+        self.lock().running.contains_key(build)
     }
 }
 

@@ -1,11 +1,9 @@
 //! What a build tells while it is under way, to any number of listeners.
 
 use api::{
-    BuildId, Problem, TemplateId,
+    Problem,
     node::{BuildEvent, LogLine},
 };
-use futures::Stream;
-use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
     sync::{Mutex, PoisonError},
@@ -22,19 +20,6 @@ const BACKLOG: usize = 256;
 /// Progress within a step is told this often.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Something happened in a build.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// The template.
-    pub template: TemplateId,
-    /// Its name.
-    pub name: String,
-    /// The build.
-    pub build: BuildId,
-    /// What happened.
-    pub event: BuildEvent,
-}
-
 #[derive(Default)]
 struct Now {
     step: Option<String>,
@@ -46,29 +31,16 @@ struct Now {
 
 /// One build under way.
 pub(crate) struct Feed {
-    template: TemplateId,
-    name: String,
-    build: BuildId,
     now: Mutex<Now>,
     events: broadcast::Sender<BuildEvent>,
-    everyone: broadcast::Sender<Progress>,
     end: watch::Sender<Option<Result<(), Problem>>>,
 }
 
 impl Feed {
-    pub(crate) fn new(
-        template: TemplateId,
-        name: String,
-        build: BuildId,
-        everyone: broadcast::Sender<Progress>,
-    ) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            template,
-            name,
-            build,
             now: Mutex::default(),
             events: broadcast::Sender::new(BACKLOG),
-            everyone,
             end: watch::Sender::new(None),
         }
     }
@@ -105,12 +77,6 @@ impl Feed {
             }
         }
         // Nobody may be listening: that is fine.
-        let _ = self.everyone.send(Progress {
-            template: self.template.clone(),
-            name: self.name.clone(),
-            build: self.build.clone(),
-            event: event.clone(),
-        });
         let _ = self.events.send(event);
     }
 
@@ -177,17 +143,4 @@ fn stopped() -> Problem {
         "Atoll stopped during the build",
         "build it again when it is back",
     )
-}
-
-/// The events of all builds as a stream. A reader who falls far behind misses some.
-pub(crate) fn stream(events: broadcast::Receiver<Progress>) -> impl Stream<Item = Progress> + Send {
-    futures::stream::unfold(events, |mut events| async move {
-        loop {
-            match events.recv().await {
-                Ok(progress) => return Some((progress, events)),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    })
 }

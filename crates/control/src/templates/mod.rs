@@ -9,7 +9,6 @@ mod show;
 mod view;
 
 pub(crate) use builder::Builder;
-pub use feed::Progress;
 pub(crate) use feed::{Feed, Subscription};
 pub(crate) use show::entry;
 pub(crate) use view::{Name, Templates, absent};

@@ -4,12 +4,13 @@ use super::{Feed, Subscription, Templates};
 use crate::{
     error::{ApiError, invalid},
     names::Reference,
-    records::{Build, Garbage, Recipe, Template},
+    records::{BASE_NAME, Build, Garbage, Recipe, Template},
     sandboxes::request::check_environment,
 };
 use api::{
     BuildId, Bytes, ErrorCode, Problem, Resources, TemplateId,
     rest::{template::BuildStatus, v1::NewTemplate},
+    template::Requester,
 };
 use jiff::Timestamp;
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
@@ -39,16 +40,16 @@ impl Templates {
         let reference = Reference::parse(&request.name)?;
         let recipe = self.check(&request, &reference)?;
         let limit = self.plane.limits.builds;
-        if self.plane.builder.count(&self.tenant) >= limit {
-            return Err(Problem::new(
+        let place = self.plane.builder.reserve(&self.tenant, limit);
+        let place = place.ok_or_else(|| {
+            Problem::new(
                 ErrorCode::LimitReached,
                 format!("You have {limit} builds under way, which is the most"),
                 "wait until one of them is done",
             )
-            .into());
-        }
+        })?;
         let (template, build) = self.enter(&request, &reference, recipe).await?;
-        let feed = self.plane.builder.start(&template, &build);
+        let feed = self.plane.builder.start(&template, &build, Some(place));
         Ok(Begun {
             template: template.id.clone(),
             events: feed.subscribe(),
@@ -60,7 +61,15 @@ impl Templates {
         if reference.id().is_some() {
             return Err(invalid("A name cannot have the form of a template's id"));
         }
-        if request.source.reads_local_files() && !self.reads_local_files {
+        // Before Atoll has made its own, or where it is told to make none, the name is free.
+        if reference.name == BASE_NAME && self.requester != Requester::Administrator {
+            return Err(Problem::new(
+                ErrorCode::Conflict,
+                format!("The name \"{BASE_NAME}\" is that of the template that Atoll comes with"),
+                "choose another name",
+            ));
+        }
+        if request.source.reads_local_files() && self.requester != Requester::Administrator {
             return Err(Problem::new(
                 ErrorCode::PermissionDenied,
                 "Only an admin key may build templates from the node's own files",
@@ -121,6 +130,7 @@ impl Templates {
         )?;
         Ok(Recipe {
             source: request.source.clone(),
+            requester: self.requester,
             resources: Resources {
                 vcpus: u32::try_from(vcpus).unwrap_or(1),
                 memory: Bytes::mebibytes(memory),
@@ -185,7 +195,7 @@ impl Templates {
                         id: TemplateId::random(&mut rand::rng()),
                         tenant: self.tenant.clone(),
                         name: name.clone(),
-                        public: request.public,
+                        public: request.public.unwrap_or(false),
                         created_at: now,
                         updated_at: now,
                         builds: vec![build.clone()],
@@ -206,6 +216,7 @@ impl Templates {
                     }
                     let conditions = vec![collections.templates.unchanged(&stored)];
                     stored.record.builds.insert(0, build.clone());
+                    stored.record.public = request.public.unwrap_or(stored.record.public);
                     stored.record.updated_at = now;
                     let put = collections
                         .templates

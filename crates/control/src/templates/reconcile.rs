@@ -17,7 +17,9 @@ use crate::{
     },
 };
 use api::{
-    BuildId, ErrorCode, Problem, Resources, rest::template::BuildStatus, template::TemplateSource,
+    BuildId, ErrorCode, Problem, Resources,
+    rest::template::BuildStatus,
+    template::{Requester, TemplateSource},
 };
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -119,11 +121,11 @@ impl Reconciler {
                 // A failure of the last run is not worth waiting for.
                 if *failures == 0 || rested.unsigned_abs() >= rest {
                     *failures += 1;
-                    self.builder.start(&template, build);
+                    self.builder.start(&template, build, None);
                 }
             }
             _ => {
-                self.builder.start(&template, build);
+                self.builder.start(&template, build, None);
             }
         }
         Ok(())
@@ -138,6 +140,7 @@ impl Reconciler {
             tag: DEFAULT_TAG.to_owned(),
             recipe: Recipe {
                 source: TemplateSource::Base,
+                requester: Requester::Administrator,
                 resources: Resources::default(),
                 start_command: None,
                 environment: BTreeMap::new(),
@@ -176,7 +179,7 @@ impl Reconciler {
             .await?;
         if outcome.committed() {
             self.catalogue.reached(outcome.revision()).await?;
-            self.builder.start(&template, &build);
+            self.builder.start(&template, &build, None);
         }
         Ok(())
     }

@@ -6,7 +6,9 @@ use crate::{
     plane::Plane,
     records::{DEFAULT_TAG, Tag, Template},
 };
-use api::{BuildId, ErrorCode, Problem, TenantId, rest::template::BuildStatus};
+use api::{
+    BuildId, ErrorCode, Problem, TenantId, rest::template::BuildStatus, template::Requester,
+};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -17,8 +19,8 @@ const MAX_TAGS: usize = 64;
 pub(crate) struct Templates {
     pub(super) plane: Arc<Plane>,
     pub(super) tenant: TenantId,
-    /// Whether he may build from the node's own files.
-    pub(super) reads_local_files: bool,
+    /// What the caller's builds may use of the node.
+    pub(super) requester: Requester,
 }
 
 /// There is no such template for the caller.
@@ -40,11 +42,11 @@ pub(crate) enum Name {
 }
 
 impl Templates {
-    pub(crate) fn new(plane: Arc<Plane>, tenant: TenantId, reads_local_files: bool) -> Self {
+    pub(crate) fn new(plane: Arc<Plane>, tenant: TenantId, requester: Requester) -> Self {
         Self {
             plane,
             tenant,
-            reads_local_files,
+            requester,
         }
     }
 

@@ -12,10 +12,10 @@ use api::{
         BuildEvent, BuiltImage, CreateSandbox, EndReason, LogLevel, LogLine, MetricSample,
         NetworkPolicy, Node, NodeDescription, SandboxState, SandboxStatus,
     },
-    template::TemplateSource,
+    template::{Requester, TemplateSource},
 };
 use axum::{Router, body::Body};
-use control::{Control, ControlOptions, Limits};
+use control::{Control, ControlOptions, FirstKey, Limits};
 use futures::{
     StreamExt,
     stream::{self, BoxStream},
@@ -45,7 +45,7 @@ struct Kept {
     requests: Vec<CreateSandbox>,
     images: BTreeSet<ImageDigest>,
     removed: Vec<ImageDigest>,
-    builds: Vec<TemplateSource>,
+    builds: Vec<(TemplateSource, Requester)>,
     refusals: VecDeque<Problem>,
     allocated: Resources,
 }
@@ -91,7 +91,7 @@ impl FakeNode {
         self.kept.lock().unwrap().removed.clone()
     }
 
-    pub(crate) fn builds(&self) -> Vec<TemplateSource> {
+    pub(crate) fn builds(&self) -> Vec<(TemplateSource, Requester)> {
         self.kept.lock().unwrap().builds.clone()
     }
 
@@ -135,6 +135,8 @@ impl Node for FakeNode {
             sandboxes: Self::live(&kept) as u32,
             sandboxes_max: self.sandboxes_max,
             slots_ready: 4,
+            paused: 0,
+            pools: Vec::new(),
             kernel: "6.1.0".to_owned(),
             version: "0.1.0".to_owned(),
         })
@@ -169,6 +171,8 @@ impl Node for FakeNode {
             network: request.network,
             secure: request.access_token.is_some(),
             address: Some("10.200.0.3".parse().unwrap()),
+            paused_with_memory: None,
+            paused_at: None,
         };
         kept.sandboxes.insert(request.id, status.clone());
         Ok(status)
@@ -178,7 +182,7 @@ impl Node for FakeNode {
         Ok(self.kept.lock().unwrap().sandboxes.get(id).cloned())
     }
 
-    async fn list(&self) -> Result<Vec<SandboxStatus>, Problem> {
+    async fn list(&self) -> Result<Vec<Arc<SandboxStatus>>, Problem> {
         Ok(self
             .kept
             .lock()
@@ -186,6 +190,7 @@ impl Node for FakeNode {
             .sandboxes
             .values()
             .cloned()
+            .map(Arc::new)
             .collect())
     }
 
@@ -269,8 +274,13 @@ impl Node for FakeNode {
     async fn build(
         &self,
         source: TemplateSource,
+        requester: Requester,
     ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
-        self.kept.lock().unwrap().builds.push(source.clone());
+        self.kept
+            .lock()
+            .unwrap()
+            .builds
+            .push((source.clone(), requester));
         let text = source.to_string();
         // The content is a function of the source, as it should be.
         let number = text
@@ -380,7 +390,7 @@ impl Plane {
         let store: Arc<dyn Store> = Arc::new(store);
         let mut options =
             ControlOptions::new(store.clone(), vec![node.clone()], "c1u".parse().unwrap());
-        options.first_key = Some(api::Secret::new(FIRST_KEY));
+        options.first_key = Some(FirstKey::Given(api::Secret::new(FIRST_KEY)));
         options.limits = Limits {
             sandboxes: 20,
             ..Limits::default()
@@ -395,6 +405,21 @@ impl Plane {
             router,
             folder,
         }
+    }
+
+    /// The same installation, started again.
+    pub(crate) async fn restart(self, change: impl FnOnce(&mut ControlOptions)) -> Self {
+        self.control.stop().await;
+        let Self {
+            control,
+            node,
+            store,
+            router,
+            folder,
+        } = self;
+        // All that holds the store, so that it is closed before it is opened again.
+        drop((control, store, router));
+        Self::start_in(folder, node, change).await
     }
 
     pub(crate) async fn until_base_is_ready(&self) {

@@ -33,6 +33,8 @@ pub const LONG: Duration = Duration::from_secs(20);
 #[derive(Default)]
 pub struct TestLocate {
     known: Mutex<HashMap<SandboxId, (Route, CancellationToken)>>,
+    /// Held for writing, it makes the list of all routes wait.
+    pub slow: tokio::sync::RwLock<()>,
 }
 
 #[async_trait::async_trait]
@@ -46,6 +48,7 @@ impl Locate for TestLocate {
     }
 
     async fn routes(&self) -> Vec<(SandboxId, Route)> {
+        let _open = self.slow.read().await;
         let known = self.known.lock().unwrap();
         known
             .iter()

@@ -16,7 +16,7 @@ use crate::{
 };
 use api::{
     node::{BuildEvent, BuiltImage},
-    template::TemplateSource,
+    template::{Requester, TemplateSource},
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use std::{
@@ -30,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 /// Events that a slow listener may be behind; then it misses log lines, never the end.
 const EVENTS_BEHIND: usize = 512;
 
-/// Which builds are the same: source, and whether it is forced.
-pub(crate) type JobKey = (TemplateSource, bool);
+/// Which builds are the same: source, for whom, and whether it is forced.
+pub(crate) type JobKey = (TemplateSource, Requester, bool);
 
 /// One build.
 pub(crate) struct Job {
@@ -70,6 +70,7 @@ pub(crate) enum Made {
 pub(crate) struct Build {
     pub(crate) store: Arc<Inner>,
     pub(crate) source: TemplateSource,
+    pub(crate) requester: Requester,
     pub(crate) forced: bool,
     pub(crate) report: Report,
 }
@@ -80,7 +81,16 @@ impl Build {
         if self.forced {
             return None;
         }
-        self.store.unchanged(&self.source.to_string(), fingerprint)
+        self.store.unchanged(&self.key(), fingerprint)
+    }
+
+    /// What the outcome is remembered by. What an administrator pulled with the node's credentials
+    /// is not a tenant's to have without asking the registry.
+    fn key(&self) -> String {
+        match self.requester {
+            Requester::Administrator => self.source.to_string(),
+            Requester::Tenant => format!("{} for tenants", self.source),
+        }
     }
 
     async fn run(&self) -> Result<BuiltImage, ImageError> {
@@ -100,7 +110,8 @@ impl Build {
                 fingerprint,
             } => {
                 let (store, source) = (self.store.clone(), self.source.to_string());
-                self.blocking(move |_| store.save(&source, &fingerprint, &layers, config))
+                let key = self.key();
+                self.blocking(move |_| store.save(&source, &key, &fingerprint, &layers, config))
                     .await
             }
         }
@@ -123,9 +134,15 @@ impl Build {
 pub(crate) fn start(
     store: &Arc<Inner>,
     source: TemplateSource,
+    requester: Requester,
     forced: bool,
 ) -> BoxStream<'static, BuildEvent> {
-    let key = (source, forced);
+    // Only registries treat one requester unlike another: all else is shared.
+    let requester = match source {
+        TemplateSource::Registry(_) => requester,
+        _ => Requester::Administrator,
+    };
+    let key = (source, requester, forced);
     let mut jobs = store.jobs.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(job) = jobs.get(&key) {
         return listen(store.clone(), job.clone());
@@ -147,7 +164,8 @@ async fn run(store: Arc<Inner>, job: Arc<Job>) {
     let build = Build {
         store: store.clone(),
         source: job.key.0.clone(),
-        forced: job.key.1,
+        requester: job.key.1,
+        forced: job.key.2,
         report: Report::new(job.clone()),
     };
     let work = async {

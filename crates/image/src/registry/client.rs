@@ -3,17 +3,18 @@
 use super::{
     challenge::{Challenge, parse_challenges},
     credentials::{self, Credentials},
+    reach::{self, Judge, Resolver, Unreachable},
     reference::Reference,
 };
 use crate::{error::ImageError, source::manifest, store::Inner};
-use api::Secret;
+use api::{Secret, template::Requester};
 use reqwest::{
     Method, Response, StatusCode,
     header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Deserialize;
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -31,6 +32,9 @@ pub(crate) struct Repository {
     reference: Reference,
     base: String,
     insecure: bool,
+    requester: Requester,
+    /// Which addresses may be reached; all if absent.
+    judge: Option<Judge>,
     credentials: Credentials,
     /// The `Authorization` header that worked last.
     authorization: Mutex<Option<Secret>>,
@@ -52,14 +56,24 @@ impl From<ImageError> for RequestError {
 }
 
 impl Repository {
-    pub(crate) async fn open(store: &Inner, reference: Reference) -> Result<Self, ImageError> {
-        let http = match store.http.get() {
+    /// Makes ready to speak to a registry. For a tenant it is spoken to without credentials, and
+    /// only if it is on the internet.
+    pub(crate) async fn open(
+        store: &Inner,
+        reference: Reference,
+        requester: Requester,
+    ) -> Result<Self, ImageError> {
+        let (client, judge) = match requester {
+            Requester::Administrator => (&store.http, None),
+            Requester::Tenant => (&store.tenants_http, Some(reach::is_public as Judge)),
+        };
+        let http = match client.get() {
             Some(http) => http.clone(),
             None => {
-                let made = tokio::task::spawn_blocking(make_client)
+                let made = tokio::task::spawn_blocking(move || make_client(judge))
                     .await
                     .map_err(|error| ImageError::Internal(error.to_string()))??;
-                store.http.get_or_init(|| made).clone()
+                client.get_or_init(|| made).clone()
             }
         };
         let insecure = store
@@ -76,7 +90,14 @@ impl Repository {
                 reference.repository
             ),
             insecure,
-            credentials: credentials::of_registry(config, &reference.registry).await?,
+            requester,
+            judge,
+            credentials: match requester {
+                Requester::Administrator => {
+                    credentials::of_registry(config, &reference.registry).await?
+                }
+                Requester::Tenant => Credentials::Anonymous,
+            },
             authorization: Mutex::new(None),
             reference,
         })
@@ -140,11 +161,11 @@ impl Repository {
         path: &str,
         from: Option<u64>,
     ) -> Result<Response, RequestError> {
-        let url = format!("{}/{path}", self.base);
+        let url = self.reachable(&format!("{}/{path}", self.base))?;
         let send = || {
             let mut request = self
                 .http
-                .request(Method::GET, &url)
+                .request(Method::GET, url.clone())
                 .header(ACCEPT, manifest::ACCEPTED);
             if let Some(from) = from {
                 request = request.header(RANGE, format!("bytes={from}-"));
@@ -181,6 +202,17 @@ impl Repository {
         self.judge(response)
     }
 
+    /// A URL, unless its host may not be reached.
+    fn reachable(&self, text: &str) -> Result<reqwest::Url, RequestError> {
+        let url = reqwest::Url::parse(text).map_err(|error| {
+            ImageError::Internal(format!("a registry's address cannot be used: {error}"))
+        })?;
+        match self.judge.map(|judge| reach::check(&url, judge)) {
+            Some(Err(error)) => Err(unreachable(&error).into()),
+            _ => Ok(url),
+        }
+    }
+
     fn judge(&self, response: Response) -> Result<Response, RequestError> {
         let status = response.status();
         let registry = &self.reference.registry;
@@ -201,7 +233,16 @@ impl Repository {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => lasting(
                 format!("{registry} does not let us pull {}", self.reference),
-                format!("check the name; if it is private, run `docker login {registry}` first"),
+                match self.requester {
+                    Requester::Administrator => format!(
+                        "check the name; if it is private, run `docker login {registry}` first"
+                    ),
+                    Requester::Tenant => {
+                        "check the name; if it is private, build with an admin key, which may use \
+                         the node's credentials"
+                            .into()
+                    }
+                },
             ),
             StatusCode::NOT_FOUND => lasting(
                 format!("{registry} has no {}", self.reference),
@@ -257,6 +298,7 @@ impl Repository {
         if url.scheme() != "https" && !(self.insecure && url.scheme() == "http") {
             return Err(refuse("would send credentials without TLS"));
         }
+        let url = self.reachable(url.as_str())?;
         let scope = challenge
             .parameters
             .get("scope")
@@ -320,15 +362,27 @@ pub(super) fn passing(error: reqwest::Error) -> RequestError {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<Unreachable>() {
+            return unreachable(error).into();
+        }
         text = format!("{text}: {cause}");
         source = cause.source();
     }
     RequestError::Passing(text, None)
 }
 
-fn make_client() -> Result<reqwest::Client, ImageError> {
+/// A host that may not be reached stays so: trying again is of no use.
+fn unreachable(error: &Unreachable) -> ImageError {
+    ImageError::Registry {
+        cause: error.to_string(),
+        remedy: "build with an admin key, or name a registry on the internet".into(),
+    }
+}
+
+fn make_client(judge: Option<Judge>) -> Result<reqwest::Client, ImageError> {
     // On another host or port the library sends no `Authorization`.
-    let redirects = reqwest::redirect::Policy::custom(|attempt| {
+    let redirects = reqwest::redirect::Policy::custom(move |attempt| {
+        let refused = judge.and_then(|judge| reach::check(attempt.url(), judge).err());
         let from_tls = attempt
             .previous()
             .last()
@@ -337,15 +391,82 @@ fn make_client() -> Result<reqwest::Client, ImageError> {
             attempt.error("too many redirects")
         } else if from_tls && attempt.url().scheme() != "https" {
             attempt.error("a redirect leaves TLS")
+        } else if let Some(refused) = refused {
+            attempt.error(refused)
         } else {
             attempt.follow()
         }
     });
-    reqwest::Client::builder()
+    let mut client = reqwest::Client::builder();
+    if let Some(judge) = judge {
+        // A proxy would resolve names itself, and may be in a private network.
+        client = client.no_proxy().dns_resolver(Arc::new(Resolver(judge)));
+    }
+    client
         .redirect(redirects)
         .connect_timeout(Duration::from_secs(20))
         .read_timeout(Duration::from_secs(60))
         .user_agent(concat!("atoll/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(|error| ImageError::Internal(format!("no HTTP client: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{IpAddr, Ipv4Addr};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    /// A server that redirects everybody to `location`, once.
+    async fn redirect(location: &str) -> std::net::SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = format!(
+            "HTTP/1.1 307 Temporary Redirect\r\nlocation: {location}\r\ncontent-length: 0\r\n\
+             connection: close\r\n\r\n"
+        );
+        tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                client.read_buf(&mut head).await.unwrap();
+            }
+            client.write_all(answer.as_bytes()).await.unwrap();
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_tenants_pull_follows_no_redirect_into_a_private_network() {
+        // For this test the one loopback address plays the internet.
+        let judge: Judge = |address| address == IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let client = make_client(Some(judge)).unwrap();
+        for location in [
+            "http://127.0.0.2:1/x",
+            "http://[::1]:1/x",
+            "http://0x7f000003:1/x",
+        ] {
+            let address = redirect(location).await;
+            let sent = client.get(format!("http://{address}/")).send().await;
+            match passing(sent.unwrap_err()) {
+                RequestError::Lasting(error) => {
+                    assert!(error.to_string().contains("private network"), "{error}");
+                }
+                other => panic!("{location}: {other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tenants_names_are_judged_by_what_they_resolve_to() {
+        let client = make_client(Some(reach::is_public)).unwrap();
+        let sent = client.get("http://localhost:1/").send().await;
+        assert!(matches!(
+            passing(sent.unwrap_err()),
+            RequestError::Lasting(ImageError::Registry { .. })
+        ));
+    }
 }

@@ -6,4 +6,5 @@ pub mod challenge;
 pub(crate) mod client;
 pub mod credentials;
 pub(crate) mod download;
+mod reach;
 pub mod reference;

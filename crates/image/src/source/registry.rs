@@ -41,7 +41,8 @@ pub(super) async fn make(build: &Build, text: &str) -> Result<Made, ImageError> 
             "choose another image or tag, one for Linux on this machine's architecture",
         )
     };
-    let repository = Arc::new(Repository::open(&build.store, reference.clone()).await?);
+    let repository =
+        Arc::new(Repository::open(&build.store, reference.clone(), build.requester).await?);
     let content = repository.manifest(&reference.manifest()).await?;
     let digest = Digest::of(&content);
     verify(reference.digest.as_ref(), &digest)?;

@@ -27,7 +27,7 @@ use crate::{
 use api::{
     Bytes, ImageDigest,
     node::{BuildEvent, BuiltImage},
-    template::TemplateSource,
+    template::{Requester, TemplateSource},
 };
 use futures::stream::BoxStream;
 use jiff::Timestamp;
@@ -114,6 +114,8 @@ pub(crate) struct Inner {
     pub(crate) downloads: Semaphore,
     pub(crate) locks: KeyedLocks,
     pub(crate) http: std::sync::OnceLock<reqwest::Client>,
+    /// For builds of tenants: it reaches the internet alone.
+    pub(crate) tenants_http: std::sync::OnceLock<reqwest::Client>,
     /// Keeps other processes out for as long as it is open.
     _lock: fs::File,
 }
@@ -160,6 +162,7 @@ impl ImageStore {
                 downloads: Semaphore::new(options.concurrent_downloads.max(1)),
                 locks: KeyedLocks::default(),
                 http: std::sync::OnceLock::new(),
+                tenants_http: std::sync::OnceLock::new(),
                 _lock: lock,
                 layout,
                 options,
@@ -174,14 +177,23 @@ impl ImageStore {
     /// dropped, the build is cancelled; what it fetched is kept for the next try.
     ///
     /// `base` and `debian:` are built once for each definition and set of packages; see
-    /// [`Self::rebuild`]. Must be called within a Tokio runtime.
-    pub fn build(&self, source: TemplateSource) -> BoxStream<'static, BuildEvent> {
-        build::start(&self.inner, source, false)
+    /// [`Self::rebuild`]. For a tenant, registries are asked without the node's credentials, and
+    /// only those on the internet. Must be called within a Tokio runtime.
+    pub fn build(
+        &self,
+        source: TemplateSource,
+        requester: Requester,
+    ) -> BoxStream<'static, BuildEvent> {
+        build::start(&self.inner, source, requester, false)
     }
 
     /// Like [`Self::build`], but does the work even if the source seems unchanged.
-    pub fn rebuild(&self, source: TemplateSource) -> BoxStream<'static, BuildEvent> {
-        build::start(&self.inner, source, true)
+    pub fn rebuild(
+        &self,
+        source: TemplateSource,
+        requester: Requester,
+    ) -> BoxStream<'static, BuildEvent> {
+        build::start(&self.inner, source, requester, true)
     }
 
     /// An image's root file system, held until the last clone of the result is dropped.
@@ -233,11 +245,11 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `source` was built to last, if its state is still `fingerprint` and the image is there.
-    pub(crate) fn unchanged(&self, source: &str, fingerprint: &str) -> Option<BuiltImage> {
-        let path = self.source_path(source);
+    /// What `key` was built to last, if its state is still `fingerprint` and the image is there.
+    pub(crate) fn unchanged(&self, key: &str, fingerprint: &str) -> Option<BuiltImage> {
+        let path = self.source_path(key);
         let record: SourceRecord = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        if record.source != source || record.fingerprint != fingerprint {
+        if record.source != key || record.fingerprint != fingerprint {
             return None;
         }
         let state = self.state();
@@ -245,10 +257,12 @@ impl Inner {
         Some(image.built(record.image.clone()))
     }
 
-    /// Makes an image of `layers` (lowest first) and remembers that `source` gave it.
+    /// Makes an image of `layers` (lowest first) of `source`, and remembers under `key` that it
+    /// gave it.
     pub(crate) fn save(
         &self,
         source: &str,
+        key: &str,
         fingerprint: &str,
         layers: &[LayerUse],
         config: ImageConfig,
@@ -276,19 +290,19 @@ impl Inner {
         }
         drop(state);
         let record = SourceRecord {
-            source: source.to_owned(),
+            source: key.to_owned(),
             fingerprint: fingerprint.to_owned(),
             image: digest,
         };
         self.layout
-            .write(&self.source_path(source), &to_json(&record)?)?;
+            .write(&self.source_path(key), &to_json(&record)?)?;
         Ok(built)
     }
 
-    fn source_path(&self, source: &str) -> PathBuf {
+    fn source_path(&self, key: &str) -> PathBuf {
         self.layout
             .sources()
-            .join(format!("{}.json", Digest::of(source.as_bytes()).hex()))
+            .join(format!("{}.json", Digest::of(key.as_bytes()).hex()))
     }
 }
 

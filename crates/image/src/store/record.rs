@@ -48,7 +48,7 @@ pub(crate) struct ImageRecord {
 /// What a source was last built to: `sources/HEX.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SourceRecord {
-    /// The source, as users write it.
+    /// The source, as users write it, and whom it was built for where that matters.
     pub(crate) source: String,
     /// What told its state then: a manifest's digest, a file's time and size, a definition.
     pub(crate) fingerprint: String,

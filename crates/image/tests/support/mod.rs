@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 use api::node::{BuildEvent, BuiltImage};
+use api::template::Requester;
 use futures::StreamExt;
 use image::{ImageStore, StoreOptions, digest::Digest};
 use std::{
@@ -188,7 +189,10 @@ impl Fixture {
     }
 
     pub async fn events(&self, source: &str) -> Vec<BuildEvent> {
-        self.store.build(source.parse().unwrap()).collect().await
+        self.store
+            .build(source.parse().unwrap(), Requester::Administrator)
+            .collect()
+            .await
     }
 
     /// The directories of an image, uppermost first.
