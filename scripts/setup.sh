@@ -48,8 +48,6 @@ for purpose in "${@:-build}"; do
       need_to_run
       need_to_lint
       need ip iproute2
-      need node nodejs
-      need npm npm
       ;;
     bench)
       need_to_run

@@ -12,7 +12,10 @@ if [ ! -x "$venv/bin/pytest" ] || ! cmp -s requirements.txt "$venv/requirements.
   "$venv/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
   cp requirements.txt "$venv/requirements.txt"
 fi
-if [ ! -d js/node_modules/e2b ]; then
-  (cd js && npm ci --no-audit --no-fund --silent)
+# Node.js and npm of the environment come first.
+export PATH=$venv/bin:$PATH
+if ! cmp -s js/package-lock.json js/node_modules/.fetched; then
+  (cd js && npm ci --no-audit --no-fund --loglevel=error >/dev/null)
+  cp js/package-lock.json js/node_modules/.fetched
 fi
 exec "$venv/bin/pytest" "$@"

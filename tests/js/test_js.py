@@ -8,7 +8,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def test_official_javascript_sdk(atoll):
-    assert shutil.which("node"), "Node.js is missing: the set-up script installs it"
+    assert shutil.which("node"), "Node.js is missing: tests/run.sh brings it"
     environment = {
         **os.environ,
         "E2B_API_KEY": atoll.key,
