@@ -152,6 +152,7 @@ impl Nodes {
                         shared_kernel: description.driver == "container",
                         capacity: description.capacity,
                         allocated: description.allocated,
+                        memory_max: description.memory_max,
                         sandboxes: description.sandboxes,
                         sandboxes_max: description.sandboxes_max,
                         slots_ready: description.slots_ready,

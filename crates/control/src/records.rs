@@ -10,7 +10,7 @@
 //! | `atoll/garbage/UUID` | [`Garbage`]: root file systems that nodes should remove |
 
 use api::{
-    BuildId, Bytes, ImageDigest, NodeId, Resources, Secret, TemplateId, TenantId,
+    BuildId, Bytes, ImageDigest, NodeId, Resources, SandboxId, Secret, TemplateId, TenantId,
     rest::{template::BuildStatus, v1::Role},
     template::{Requester, TemplateSource},
 };
@@ -73,6 +73,9 @@ pub(crate) struct Template {
     pub(crate) name: String,
     /// Whether other tenants may use it.
     pub(crate) public: bool,
+    /// The sandbox that it is a snapshot of, if it is one.
+    #[serde(default)]
+    pub(crate) snapshot_of: Option<SandboxId>,
     pub(crate) created_at: Timestamp,
     pub(crate) updated_at: Timestamp,
     /// Newest first, never empty.
@@ -113,6 +116,8 @@ pub(crate) struct Recipe {
     pub(crate) requester: Requester,
     pub(crate) resources: Resources,
     pub(crate) start_command: Option<String>,
+    #[serde(default)]
+    pub(crate) ready_command: Option<String>,
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) user: Option<String>,
     pub(crate) working_directory: Option<String>,

@@ -23,6 +23,8 @@ pub struct Candidate {
     pub capacity: Resources,
     /// What its sandboxes were promised.
     pub allocated: Resources,
+    /// The most memory that they may be promised together, as the node says.
+    pub memory_max: Bytes,
     /// How many sandboxes it runs.
     pub sandboxes: u32,
     /// How many it may run.
@@ -34,10 +36,6 @@ pub struct Candidate {
 /// How nodes are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// Per cent of a machine's memory that may be promised where sandboxes share its kernel.
-    pub memory_shared_percent: u64,
-    /// Per cent of a machine's memory that may be promised to virtual machines.
-    pub memory_machine_percent: u64,
     /// Per cent of what may be promised, from which on a node counts as busy and others are
     /// preferred.
     pub busy_percent: u64,
@@ -49,8 +47,6 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            memory_shared_percent: 1000,
-            memory_machine_percent: 150,
             busy_percent: 80,
             pack: true,
         }
@@ -105,7 +101,7 @@ pub enum Reason {
         /// How many that is.
         sandboxes: u32,
     },
-    /// More memory would be promised than the policy allows.
+    /// More memory would be promised than the node allows.
     Memory {
         /// What would be promised.
         wanted: Bytes,
@@ -186,16 +182,6 @@ pub fn choose(
     }
 }
 
-/// How much memory may be promised on a node.
-pub fn memory_allowed(candidate: &Candidate, policy: &Policy) -> Bytes {
-    let percent = match candidate.shared_kernel {
-        true => policy.memory_shared_percent,
-        false => policy.memory_machine_percent,
-    };
-    let allowed = u128::from(candidate.capacity.memory.0) * u128::from(percent) / 100;
-    Bytes(u64::try_from(allowed).unwrap_or(u64::MAX))
-}
-
 fn score(
     candidate: &Candidate,
     request: &Resources,
@@ -220,7 +206,7 @@ fn score(
             vcpus: candidate.capacity.vcpus,
         });
     }
-    let allowed = memory_allowed(candidate, policy);
+    let allowed = candidate.memory_max;
     let wanted = candidate
         .allocated
         .memory
@@ -284,6 +270,7 @@ mod tests {
                 memory: Bytes::mebibytes(used_mebibytes),
                 disk: Bytes(0),
             },
+            memory_max: Bytes::gibibytes(24),
             sandboxes: 0,
             sandboxes_max: 100,
             slots_ready: 5,
@@ -367,6 +354,7 @@ mod tests {
                         memory: Bytes::gibibytes(used),
                         disk: Bytes(0),
                     },
+                    memory_max: Bytes::gibibytes(capacity * 3 / 2),
                     sandboxes,
                     sandboxes_max: max,
                     slots_ready: slots,
@@ -399,8 +387,7 @@ mod tests {
                     prop_assert!(chosen.available && chosen.holds_image);
                     prop_assert!(chosen.sandboxes < chosen.sandboxes_max);
                     prop_assert!(
-                        chosen.allocated.memory.0 + request.memory.0
-                            <= memory_allowed(chosen, &policy).0
+                        chosen.allocated.memory.0 + request.memory.0 <= chosen.memory_max.0
                     );
                 }
                 Err(refusal) => {

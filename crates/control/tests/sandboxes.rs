@@ -265,9 +265,9 @@ async fn the_wrong_is_refused() {
     check(r#"{"templateID": "nothing"}"#, 404, "Template \"nothing\"").await;
     check(r#"{"templateID": "base:nothing"}"#, 404, "no tag").await;
     check(
-        r#"{"templateID": "base", "autoPause": true}"#,
-        501,
-        "not supported",
+        r#"{"templateID": "base", "autoResume": {"enabled": true}}"#,
+        400,
+        "autoPause",
     )
     .await;
     check(
@@ -559,10 +559,8 @@ async fn what_no_driver_can_is_refused_in_words() {
     let id = plane.sandbox(FIRST_KEY, json!({})).await;
     for (method, path) in [
         ("POST", format!("/sandboxes/{id}/pause")),
-        ("POST", format!("/sandboxes/{id}/resume")),
         ("POST", format!("/sandboxes/{id}/fork")),
         ("POST", format!("/sandboxes/{id}/snapshots")),
-        ("GET", "/snapshots".to_owned()),
         ("POST", "/v3/templates".to_owned()),
     ] {
         let answer = plane

@@ -1,6 +1,6 @@
 //! The shapes of the public REST API.
 //!
-//! [`sandbox`], [`network`], [`template`], [`metric`], [`log`] and [`team`] are E2B's, so that its
+//! [`sandbox`], [`state`], [`network`], [`template`], [`metric`], [`log`] and [`team`] are E2B's, so that its
 //! clients work unchanged; [`v1`] is Atoll's own. Field names on the wire follow E2B's published
 //! clients, oddities included (`memoryMB`, `allow_internet_access`).
 
@@ -8,6 +8,7 @@ pub mod log;
 pub mod metric;
 pub mod network;
 pub mod sandbox;
+pub mod state;
 pub mod team;
 pub mod template;
 pub mod v1;

@@ -179,6 +179,9 @@ pub struct SandboxDetail {
     /// What happens when its time is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
+    /// How it is paused, if it is: `full` (with memory) or `filesystem`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_mode: Option<String>,
 }
 
 /// What happens when a sandbox's time is up.

@@ -89,6 +89,9 @@ pub struct NewTemplate {
     /// Run when a sandbox starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_command: Option<String>,
+    /// Run after the start command, again and again until it succeeds; then the template is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_command: Option<String>,
     /// Variables for every process, besides those of the source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,

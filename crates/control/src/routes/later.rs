@@ -7,66 +7,9 @@ use crate::{
     caller::Caller,
     error::{Answer, ApiError},
     extract::Segments,
-    sandboxes::cannot_resume,
 };
 use api::{ErrorCode, Problem, error::ProblemBody};
 use http::StatusCode;
-
-async fn refuse(caller: &Caller, id: &str) -> Answer<StatusCode> {
-    caller.sandboxes().find(id).await?;
-    Err(cannot_resume().into())
-}
-
-/// Pause a sandbox (not supported yet)
-#[utoipa::path(
-    post, path = "/sandboxes/{sandboxID}/pause", operation_id = "pauseSandbox", tag = "sandboxes",
-    params(("sandboxID" = String, Path)),
-    responses((status = 404, body = ProblemBody), (status = 501, body = ProblemBody)),
-)]
-pub(super) async fn pause(caller: Caller, Segments(id): Segments<String>) -> Answer<StatusCode> {
-    refuse(&caller, &id).await
-}
-
-/// Resume a sandbox (not supported yet)
-#[utoipa::path(
-    post, path = "/sandboxes/{sandboxID}/resume", operation_id = "resumeSandbox",
-    tag = "sandboxes",
-    params(("sandboxID" = String, Path)),
-    responses((status = 404, body = ProblemBody), (status = 501, body = ProblemBody)),
-)]
-pub(super) async fn resume(caller: Caller, Segments(id): Segments<String>) -> Answer<StatusCode> {
-    refuse(&caller, &id).await
-}
-
-/// Fork a sandbox (not supported yet)
-#[utoipa::path(
-    post, path = "/sandboxes/{sandboxID}/fork", operation_id = "forkSandbox", tag = "sandboxes",
-    params(("sandboxID" = String, Path)),
-    responses((status = 404, body = ProblemBody), (status = 501, body = ProblemBody)),
-)]
-pub(super) async fn fork(caller: Caller, Segments(id): Segments<String>) -> Answer<StatusCode> {
-    refuse(&caller, &id).await
-}
-
-/// Snapshot a sandbox (not supported yet)
-#[utoipa::path(
-    post, path = "/sandboxes/{sandboxID}/snapshots", operation_id = "snapshotSandbox",
-    tag = "sandboxes",
-    params(("sandboxID" = String, Path)),
-    responses((status = 404, body = ProblemBody), (status = 501, body = ProblemBody)),
-)]
-pub(super) async fn snapshot(caller: Caller, Segments(id): Segments<String>) -> Answer<StatusCode> {
-    refuse(&caller, &id).await
-}
-
-/// List snapshots (not supported yet)
-#[utoipa::path(
-    get, path = "/snapshots", operation_id = "listSnapshots", tag = "sandboxes",
-    responses((status = 501, body = ProblemBody)),
-)]
-pub(super) async fn list_snapshots(_caller: Caller) -> Answer<StatusCode> {
-    Err(cannot_resume().into())
-}
 
 fn cannot_build() -> ApiError {
     Problem::new(

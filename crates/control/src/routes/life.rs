@@ -48,48 +48,58 @@ async fn connect(
     id: &str,
     request: ConnectRequest,
     default: Option<i64>,
-) -> Answer<Body<Sandbox>> {
+) -> Answer<(StatusCode, Body<Sandbox>)> {
     let sandboxes = caller.sandboxes();
     let timeout = request
         .timeout
         .or(default)
         .ok_or_else(|| invalid("timeout is required"))?;
     let timeout = check_timeout(timeout, sandboxes.timeout_max())?;
-    let status = sandboxes.extend(id, timeout, Timestamp::now()).await?;
-    Ok(Body(sandboxes.sandbox(&status)))
+    let connected = sandboxes.connect(id, timeout, Timestamp::now()).await?;
+    let status = match connected.resumed {
+        true => StatusCode::CREATED,
+        false => StatusCode::OK,
+    };
+    Ok((status, Body(sandboxes.sandbox(&connected.status))))
 }
 
 /// Connect to a sandbox
 ///
-/// Lets it live at least `timeout` seconds from now, and gives its token again.
+/// Lets it live at least `timeout` seconds from now, resumes it if it is paused, and gives its
+/// token again.
 #[utoipa::path(
     post, path = "/sandboxes/{sandboxID}/connect", operation_id = "connectSandboxV1",
     tag = "sandboxes",
     params(("sandboxID" = String, Path)), request_body = ConnectRequest,
-    responses((status = 200, body = Sandbox), (status = "4XX", body = ProblemBody)),
+    responses((status = 200, body = Sandbox, description = "it ran"),
+        (status = 201, body = Sandbox, description = "it was paused and runs again"),
+        (status = "4XX", body = ProblemBody)),
 )]
 pub(super) async fn connect_v1(
     caller: Caller,
     Segments(id): Segments<String>,
     OptionalJson(request): OptionalJson<ConnectRequest>,
-) -> Answer<Body<Sandbox>> {
+) -> Answer<(StatusCode, Body<Sandbox>)> {
     connect(caller, &id, request, None).await
 }
 
 /// Connect to a sandbox
 ///
-/// Lets it live at least `timeout` seconds (300 if absent) from now, and gives its token again.
+/// Lets it live at least `timeout` seconds (300 if absent) from now, resumes it if it is paused,
+/// and gives its token again.
 #[utoipa::path(
     post, path = "/v2/sandboxes/{sandboxID}/connect", operation_id = "connectSandbox",
     tag = "sandboxes",
     params(("sandboxID" = String, Path)), request_body = ConnectRequest,
-    responses((status = 200, body = Sandbox), (status = "4XX", body = ProblemBody)),
+    responses((status = 200, body = Sandbox, description = "it ran"),
+        (status = 201, body = Sandbox, description = "it was paused and runs again"),
+        (status = "4XX", body = ProblemBody)),
 )]
 pub(super) async fn connect_v2(
     caller: Caller,
     Segments(id): Segments<String>,
     OptionalJson(request): OptionalJson<ConnectRequest>,
-) -> Answer<Body<Sandbox>> {
+) -> Answer<(StatusCode, Body<Sandbox>)> {
     connect(caller, &id, request, Some(DEFAULT_TIMEOUT_V2)).await
 }
 
@@ -108,7 +118,7 @@ pub(super) async fn refresh(
     let sandboxes = caller.sandboxes();
     let most = sandboxes.timeout_max().min(REFRESH_MOST);
     let duration = check_timeout(request.duration.unwrap_or(DEFAULT_TIMEOUT_V1), most)?;
-    sandboxes.extend(&id, duration, Timestamp::now()).await?;
+    sandboxes.refresh(&id, duration, Timestamp::now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

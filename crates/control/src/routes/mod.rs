@@ -4,6 +4,7 @@ mod later;
 mod life;
 mod observe;
 mod sandbox;
+mod state;
 mod tag;
 mod template;
 mod v1;
@@ -57,11 +58,11 @@ fn assembled() -> OpenApiRouter<Arc<Plane>> {
         .routes(routes!(observe::metrics_of_many))
         .routes(routes!(observe::logs_v1))
         .routes(routes!(observe::logs_v2))
-        .routes(routes!(later::pause))
-        .routes(routes!(later::resume))
-        .routes(routes!(later::fork))
-        .routes(routes!(later::snapshot))
-        .routes(routes!(later::list_snapshots))
+        .routes(routes!(state::pause))
+        .routes(routes!(state::resume))
+        .routes(routes!(state::fork))
+        .routes(routes!(state::snapshot))
+        .routes(routes!(state::list_snapshots))
         .routes(routes!(later::new_template))
         .routes(routes!(later::template_file))
         .routes(routes!(later::start_build))

@@ -10,11 +10,12 @@ use crate::{
     nodes::{Placed, within},
     plane::Plane,
     records::{Build, Product, Template},
+    templates::described,
     usage::Reservation,
 };
 use api::{
     ErrorCode, Problem, SandboxId, TenantId,
-    node::{CreateSandbox, EndReason, SandboxStatus, TemplateBuild},
+    node::{CreateSandbox, EndReason, SandboxStatus},
     rest::sandbox::{NewSandbox, Sandbox},
 };
 use jiff::Timestamp;
@@ -188,24 +189,20 @@ fn request(
         (!wanted.network.allow_public_traffic).then(|| plane.instance.traffic_token(&id));
     CreateSandbox {
         tenant: tenant.clone(),
-        template: TemplateBuild {
-            template: template.id.clone(),
-            build: build.id.clone(),
-            alias: Some(template.name.clone()),
-            image: placed.image.clone(),
-            environment: product.environment.clone(),
-            start_command: build.recipe.start_command.clone(),
-            ready_command: None,
-            user: product.user.clone(),
-            working_directory: product.working_directory.clone(),
-        },
+        template: described(
+            &template.id,
+            &template.name,
+            build,
+            product,
+            placed.image.clone(),
+        ),
         resources: build.recipe.resources,
         environment: wanted.environment.clone(),
         metadata: wanted.metadata.clone(),
         timeout: wanted.timeout,
         on_timeout: wanted.on_timeout,
-        pause_memory: true,
-        auto_resume: false,
+        auto_resume: wanted.auto_resume,
+        pause_memory: wanted.pause_memory,
         network: wanted.network.clone(),
         access_token,
         traffic_token,

@@ -38,8 +38,13 @@ pub(crate) struct Selection {
 /// The last sandbox of the page before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cursor {
-    started_at: Timestamp,
-    id: String,
+    pub(crate) started_at: Timestamp,
+    pub(crate) id: String,
+}
+
+/// Whether clients are told that it is paused.
+pub(crate) fn is_paused(status: &SandboxStatus) -> bool {
+    matches!(status.state, SandboxState::Paused | SandboxState::Pausing)
 }
 
 /// One page.
@@ -104,11 +109,8 @@ impl Selection {
 
     fn matches(&self, status: &SandboxStatus) -> bool {
         let state = match status.state {
-            SandboxState::Starting
-            | SandboxState::Running
-            | SandboxState::Pausing
-            | SandboxState::Resuming => self.running,
-            SandboxState::Paused => self.paused,
+            SandboxState::Starting | SandboxState::Running | SandboxState::Resuming => self.running,
+            SandboxState::Pausing | SandboxState::Paused => self.paused,
             SandboxState::Stopping { .. } | SandboxState::Ended { .. } => false,
         };
         let template = self.template.as_ref().is_none_or(|wanted| {
@@ -138,10 +140,7 @@ impl Selection {
             .filter(|status| self.matches(status))
             .collect();
         matching.sort_by(|a, b| self.compare(place(a), place(b)));
-        let running = matching
-            .iter()
-            .filter(|s| s.state != SandboxState::Paused)
-            .count();
+        let running = matching.iter().filter(|s| !is_paused(s)).count();
         let start = match &self.after {
             None => 0,
             Some(Cursor { started_at, id }) => matching.partition_point(|status| {

@@ -1,12 +1,13 @@
 //! The sandboxes of one tenant.
 //!
 //! [`request`] checks what a caller asks for, [`create`] carries it out, [`list`] filters, orders
-//! and pages, [`show`] writes a sandbox the way clients read it.
+//! pages, [`state`] pauses and forks, [`show`] writes a sandbox the way clients read it.
 
 mod create;
 pub(crate) mod list;
 pub(crate) mod request;
 pub(crate) mod show;
+mod state;
 
 use crate::{
     error::{not_found, shorten},
@@ -16,7 +17,7 @@ use crate::{
 };
 use api::{
     ErrorCode, Problem, Resources, SandboxId, Secret, TenantId,
-    node::{EndReason, LogLine, MetricSample, NetworkPolicy, Node, SandboxState, SandboxStatus},
+    node::{EndReason, LogLine, MetricSample, NetworkPolicy, Node, SandboxStatus},
 };
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
@@ -29,7 +30,7 @@ pub(crate) struct Sandboxes {
 
 /// A sandbox of the tenant with the node that it lives on.
 pub(crate) struct Found {
-    node: Arc<dyn Node>,
+    pub(crate) node: Arc<dyn Node>,
     pub(crate) status: SandboxStatus,
 }
 
@@ -101,24 +102,6 @@ impl Sandboxes {
             .map(drop)
     }
 
-    /// Lets a sandbox live at least so long, and says what it is.
-    pub(crate) async fn extend(
-        &self,
-        text: &str,
-        timeout: Duration,
-        now: Timestamp,
-    ) -> Result<SandboxStatus, Problem> {
-        let Found { node, status } = self.find(text).await?;
-        if status.state == SandboxState::Paused {
-            return Err(cannot_resume());
-        }
-        let wanted = later(now, timeout);
-        if wanted <= status.deadline {
-            return Ok(status);
-        }
-        ask(node.set_deadline(&status.id, wanted)).await
-    }
-
     /// Replaces what a sandbox may reach.
     pub(crate) async fn set_internet(&self, text: &str, internet: bool) -> Result<(), Problem> {
         let Found { node, status } = self.find(text).await?;
@@ -175,15 +158,6 @@ impl Sandboxes {
     }
 }
 
-/// What pausing, resuming and forking answer, as long as no driver can.
-pub(crate) fn cannot_resume() -> Problem {
-    Problem::new(
-        ErrorCode::Unsupported,
-        "Pausing, resuming, forking and snapshots are not supported by the driver of this node",
-        "keep the sandbox running with a longer timeout; pausing needs the microVM drivers",
-    )
-}
-
 /// A moment some time after another.
 fn later(now: Timestamp, by: Duration) -> Timestamp {
     let by = jiff::SignedDuration::try_from(by).unwrap_or(jiff::SignedDuration::MAX);
@@ -196,5 +170,14 @@ pub(crate) fn sizes(resources: &Resources) -> (u32, u64, u64) {
         resources.vcpus,
         resources.memory.as_mebibytes(),
         resources.disk.as_mebibytes(),
+    )
+}
+
+/// What resuming a sandbox that runs answers.
+pub(crate) fn not_paused(status: &SandboxStatus) -> Problem {
+    Problem::new(
+        ErrorCode::Conflict,
+        format!("Sandbox {} is not paused: it runs", status.id),
+        "use it as it is",
     )
 }

@@ -1,6 +1,5 @@
 //! What a caller asks for when he creates a sandbox: checked, and refused where it cannot be had.
 
-use super::cannot_resume;
 use crate::{
     error::{invalid, shorten},
     names::Reference,
@@ -53,6 +52,10 @@ pub(crate) struct Wanted {
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) on_timeout: OnTimeout,
+    /// Whether memory is kept then.
+    pub(crate) pause_memory: bool,
+    /// Whether traffic wakes it when it is paused.
+    pub(crate) auto_resume: bool,
     pub(crate) network: NetworkPolicy,
     /// The template's if absent.
     pub(crate) vcpus: Option<u32>,
@@ -134,8 +137,10 @@ pub(crate) fn check(
         request.allow_internet_access.unwrap_or(true),
     )?;
 
-    if auto_pause || auto_resume {
-        return Err(cannot_resume());
+    if auto_resume && !auto_pause {
+        return Err(invalid(
+            "autoResume can only be enabled when autoPause is true",
+        ));
     }
     let unsupported = |what: &str| {
         Problem::new(
@@ -171,7 +176,13 @@ pub(crate) fn check(
         secure: family == Family::V2 || request.secure == Some(true),
         metadata,
         environment,
-        on_timeout: OnTimeout::Kill,
+        on_timeout: if auto_pause {
+            OnTimeout::Pause
+        } else {
+            OnTimeout::Kill
+        },
+        pause_memory: request.auto_pause_memory.unwrap_or(true),
+        auto_resume,
         network,
         vcpus: request.cpu_count,
         memory: request
@@ -396,7 +407,11 @@ mod tests {
         check(json!({"network": {"dnsServers": ["dns"]}}), 400, "IPv4");
         check(json!({"envVars": {"A=B": "c"}}), 400, "envVars");
         check(json!({"templateID": ""}), 400, "template");
-        check(json!({"autoPause": true}), 501, "not supported");
+        check(
+            json!({"autoResume": {"enabled": true}}),
+            400,
+            "autoPause is true",
+        );
         check(
             json!({"network": {"allowOut": ["1.1.1.1"]}}),
             501,

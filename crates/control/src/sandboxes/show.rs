@@ -1,8 +1,8 @@
 //! Sandboxes the way clients read them.
 
-use super::{Sandboxes, sizes};
+use super::{Sandboxes, list::is_paused, sizes};
 use api::{
-    node::{OnTimeout, SandboxState, SandboxStatus},
+    node::{OnTimeout, SandboxStatus},
     rest::{
         ENVD_VERSION,
         network::NetworkConfig,
@@ -28,9 +28,9 @@ pub(crate) fn listed(status: &SandboxStatus) -> ListedSandbox {
         cpu_count,
         memory_mb,
         disk_size_mb,
-        state: match status.state {
-            SandboxState::Paused => ListedState::Paused,
-            _ => ListedState::Running,
+        state: match is_paused(status) {
+            true => ListedState::Paused,
+            false => ListedState::Running,
         },
         envd_version: ENVD_VERSION.to_owned(),
         alias: status.template.alias.clone(),
@@ -70,6 +70,10 @@ impl Sandboxes {
                 allow_public_traffic: Some(status.network.allow_public_traffic),
                 mask_request_host: status.network.mask_request_host.clone(),
                 ..NetworkConfig::default()
+            }),
+            pause_mode: status.paused_with_memory.map(|memory| {
+                let mode = if memory { "full" } else { "filesystem" };
+                mode.to_owned()
             }),
             lifecycle: Some(Lifecycle {
                 auto_resume: status.auto_resume,

@@ -9,12 +9,12 @@ use crate::{
     records::{Build, Garbage, Product, Recipe, Tag, Template},
 };
 use api::{
-    BuildId, Bytes, ErrorCode, Problem, TemplateId, TenantId,
-    node::{BuildEvent, BuiltImage},
+    BuildId, Bytes, ErrorCode, ImageDigest, Problem, TemplateId, TenantId,
+    node::{BuildEvent, BuiltImage, TemplateBuild},
     rest::template::BuildStatus,
     template::TemplateSource,
 };
-use futures::StreamExt;
+use futures::{StreamExt, stream::BoxStream};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -202,10 +202,10 @@ impl Builder {
         }
         drop(table);
         let (builder, told) = (self.clone(), feed.clone());
-        let (template, build) = (template.id.clone(), build.clone());
+        let (template, name, build) = (template.id.clone(), template.name.clone(), build.clone());
         self.tasks.spawn(async move {
             let guard = builder.images.clone().read_owned().await;
-            let result = builder.run(&template, &build, &told).await;
+            let result = builder.run(&template, &name, &build, &told).await;
             drop(guard);
             builder.lock().running.remove(&build.id);
             told.end(result);
@@ -215,12 +215,18 @@ impl Builder {
         feed
     }
 
-    async fn run(&self, template: &TemplateId, build: &Build, feed: &Feed) -> Result<(), Problem> {
+    async fn run(
+        &self,
+        template: &TemplateId,
+        name: &str,
+        build: &Build,
+        feed: &Feed,
+    ) -> Result<(), Problem> {
         let result = tokio::select! {
             biased;
             // What was asked for stays in the store: the next start goes on with it.
             () = self.stop.cancelled() => return Err(interrupted()),
-            result = self.build(build, feed) => result,
+            result = self.build(template, name, build, feed) => result,
         };
         match result {
             Ok((product, image)) => {
@@ -242,7 +248,13 @@ impl Builder {
     }
 
     /// Builds on every node that does not hold the root file system yet, one after the other.
-    async fn build(&self, build: &Build, feed: &Feed) -> Result<(Product, BuiltImage), Problem> {
+    async fn build(
+        &self,
+        template: &TemplateId,
+        name: &str,
+        build: &Build,
+        feed: &Feed,
+    ) -> Result<(Product, BuiltImage), Problem> {
         let mut images = build
             .product
             .as_ref()
@@ -255,24 +267,16 @@ impl Builder {
             } = &build.recipe;
             let mut events = node.build(source.clone(), *requester).await?;
             let image = loop {
-                let event = tokio::time::timeout(SILENCE, events.next()).await;
-                match event {
-                    Ok(Some(BuildEvent::Ready(image))) => break image,
-                    Ok(Some(BuildEvent::Failed { cause, remedy })) => {
+                match next(&mut events).await? {
+                    Some(BuildEvent::Ready(image)) => break image,
+                    Some(BuildEvent::Failed { cause, remedy }) => {
                         return Err(Problem::new(ErrorCode::InvalidArgument, cause, remedy));
                     }
-                    Ok(Some(event)) => feed.tell(event),
-                    Ok(None) => {
+                    Some(event) => feed.tell(event),
+                    None => {
                         return Err(Problem::new(
                             ErrorCode::Unavailable,
                             "the node ended the build without a result",
-                            "look at the node's log, and build again",
-                        ));
-                    }
-                    Err(_) => {
-                        return Err(Problem::new(
-                            ErrorCode::DeadlineExceeded,
-                            "the build told nothing for half an hour",
                             "look at the node's log, and build again",
                         ));
                     }
@@ -288,7 +292,24 @@ impl Builder {
                 "add a node",
             ));
         };
-        Ok((merge(&build.recipe, &image, images), image))
+        let product = merge(&build.recipe, &image, images);
+        for (id, node) in self.nodes.all() {
+            let Some(image) = product.images.get(&id) else {
+                continue;
+            };
+            let described = described(template, name, build, &product, image.clone());
+            let events = node.prepare_template(described, build.recipe.resources);
+            let mut events = events.await?;
+            while let Some(event) = next(&mut events).await? {
+                match event {
+                    BuildEvent::Failed { cause, remedy } => {
+                        return Err(Problem::new(ErrorCode::InvalidArgument, cause, remedy));
+                    }
+                    event => feed.tell(event),
+                }
+            }
+        }
+        Ok((product, image))
     }
 
     /// Writes down what came of a build, and what it made superfluous.
@@ -326,6 +347,33 @@ impl Builder {
         }
     }
 
+    /// A snapshot is being taken whose record is about to be in the store.
+    pub(super) fn begin_snapshot(&self, build: &BuildId, tenant: &TenantId) {
+        let running = Running {
+            tenant: tenant.clone(),
+            feed: Arc::new(Feed::new()),
+        };
+        self.lock().running.insert(build.clone(), running);
+    }
+
+    /// It is not being taken any more.
+    pub(super) fn end_snapshot(&self, build: &BuildId) {
+        self.lock().running.remove(build);
+        self.wake.notify_one();
+    }
+
+    /// Writes down what came of a snapshot.
+    pub(super) async fn finish_snapshot(
+        &self,
+        template: &TemplateId,
+        build: &BuildId,
+        result: Result<Product, String>,
+    ) -> Result<(), Problem> {
+        let recorded = self.record(template, build, result).await;
+        self.end_snapshot(build);
+        recorded
+    }
+
     /// Says of a build that is not under way, though its record says so, that it was interrupted.
     pub(super) async fn give_up(
         &self,
@@ -338,6 +386,39 @@ impl Builder {
     /// Whether a build is under way here.
     pub(super) fn is_running(&self, build: &BuildId) -> bool {
         self.lock().running.contains_key(build)
+    }
+}
+
+/// What a build says next; nothing if it has ended.
+async fn next(events: &mut BoxStream<'static, BuildEvent>) -> Result<Option<BuildEvent>, Problem> {
+    let event = tokio::time::timeout(SILENCE, events.next()).await;
+    event.map_err(|_| {
+        Problem::new(
+            ErrorCode::DeadlineExceeded,
+            "the build told nothing for half an hour",
+            "look at the node's log, and build again",
+        )
+    })
+}
+
+/// A build as its sandboxes need it.
+pub(crate) fn described(
+    template: &TemplateId,
+    name: &str,
+    build: &Build,
+    product: &Product,
+    image: ImageDigest,
+) -> TemplateBuild {
+    TemplateBuild {
+        template: template.clone(),
+        build: build.id.clone(),
+        alias: Some(name.to_owned()),
+        image,
+        environment: product.environment.clone(),
+        start_command: build.recipe.start_command.clone(),
+        ready_command: build.recipe.ready_command.clone(),
+        user: product.user.clone(),
+        working_directory: product.working_directory.clone(),
     }
 }
 

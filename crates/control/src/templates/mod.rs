@@ -6,9 +6,10 @@ mod feed;
 mod new;
 pub(crate) mod reconcile;
 mod show;
+mod snapshot;
 mod view;
 
-pub(crate) use builder::Builder;
+pub(crate) use builder::{Builder, described};
 pub(crate) use feed::{Feed, Subscription};
 pub(crate) use show::entry;
 pub(crate) use view::{Name, Templates, absent};

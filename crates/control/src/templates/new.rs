@@ -4,6 +4,7 @@ use super::{Feed, Subscription, Templates};
 use crate::{
     error::{ApiError, invalid},
     names::Reference,
+    nodes::ask,
     records::{BASE_NAME, Build, Garbage, Recipe, Template},
     sandboxes::request::check_environment,
 };
@@ -77,14 +78,14 @@ impl Templates {
             ));
         }
         check_environment(&request.environment)?;
-        if request
-            .start_command
-            .as_ref()
-            .is_some_and(|command| command.len() > MAX_COMMAND)
-        {
-            return Err(invalid(format!(
-                "startCommand has more than {MAX_COMMAND} bytes"
-            )));
+        for (name, command) in [
+            ("startCommand", &request.start_command),
+            ("readyCommand", &request.ready_command),
+        ] {
+            let length = command.as_ref().map_or(0, String::len);
+            if length > MAX_COMMAND {
+                return Err(invalid(format!("{name} has more than {MAX_COMMAND} bytes")));
+            }
         }
         for (name, text) in [
             ("user", &request.user),
@@ -138,6 +139,10 @@ impl Templates {
             },
             start_command: request
                 .start_command
+                .clone()
+                .filter(|command| !command.is_empty()),
+            ready_command: request
+                .ready_command
                 .clone()
                 .filter(|command| !command.is_empty()),
             environment: request.environment.clone(),
@@ -196,6 +201,7 @@ impl Templates {
                         tenant: self.tenant.clone(),
                         name: name.clone(),
                         public: request.public.unwrap_or(false),
+                        snapshot_of: None,
                         created_at: now,
                         updated_at: now,
                         builds: vec![build.clone()],
@@ -213,6 +219,13 @@ impl Templates {
                     let Some(mut stored) = stored else { continue };
                     if stored.record.tenant != self.tenant {
                         return Err(foreign());
+                    }
+                    if stored.record.snapshot_of.is_some() {
+                        return Err(Problem::new(
+                            ErrorCode::Conflict,
+                            format!("The name \"{name}\" is taken by a snapshot"),
+                            "choose another name, or delete the snapshot",
+                        ));
                     }
                     let conditions = vec![collections.templates.unchanged(&stored)];
                     stored.record.builds.insert(0, build.clone());
@@ -258,7 +271,21 @@ impl Templates {
                 self.plane.starts.forget(&id);
                 let reached = self.plane.catalogue.reached(outcome.revision()).await;
                 self.plane.builder.wake.notify_one();
+                self.remove_states(&stored.record).await;
                 return reached;
+            }
+        }
+    }
+
+    /// Frees what nodes keep for the builds of a template that is gone. Whatever fails is removed
+    /// later by the reconciler.
+    async fn remove_states(&self, template: &Template) {
+        for build in &template.builds {
+            let nodes = build.product.iter().flat_map(|p| p.images.keys());
+            for node in nodes.filter_map(|id| self.plane.nodes.get(id)) {
+                if let Err(problem) = ask(node.remove_state(&build.id)).await {
+                    tracing::warn!(build = %build.id, %problem, "its state is removed later");
+                }
             }
         }
     }

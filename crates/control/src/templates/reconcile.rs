@@ -4,7 +4,8 @@
 //! 1. a build whose record says that it is under way, and that is not, was interrupted;
 //! 2. the template that Atoll came with exists and is built on every node;
 //! 3. builds that no tag names any more are taken out of their templates;
-//! 4. root file systems that nothing uses any more are removed from their nodes.
+//! 4. root file systems that nothing uses any more are removed from their nodes;
+//! 5. so are states of builds that no template has any more.
 //!
 //! One control plane works on a store: with several, only the elected one may run this.
 
@@ -66,7 +67,32 @@ impl Reconciler {
             self.keep_base(failures).await?;
         }
         self.prune().await?;
-        self.collect_garbage().await
+        self.collect_garbage().await?;
+        self.collect_states().await
+    }
+
+    async fn collect_states(&self) -> Result<(), Problem> {
+        // What is in the store now, not what the catalogue has seen so far.
+        let (templates, _) = self.collections.templates.list().await?;
+        let keep: Vec<BuildId> = templates
+            .iter()
+            .flat_map(|stored| &stored.record.builds)
+            .map(|build| build.id.clone())
+            .collect();
+        for (id, node) in self.nodes.all() {
+            match ask(node.collect_garbage(keep.clone(), false)).await {
+                Ok(removed) => {
+                    for garbage in removed.iter().filter(|garbage| garbage.removed) {
+                        tracing::info!(node = %id, size = %garbage.size, "removed {}: {}",
+                            garbage.what, garbage.reason);
+                    }
+                }
+                Err(problem) => {
+                    tracing::warn!(node = %id, %problem, "could not remove states");
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn notice_interrupted(&self) -> Result<(), Problem> {
@@ -143,6 +169,7 @@ impl Reconciler {
                 requester: Requester::Administrator,
                 resources: Resources::default(),
                 start_command: None,
+                ready_command: None,
                 environment: BTreeMap::new(),
                 user: Some("user".to_owned()),
                 working_directory: Some("/home/user".to_owned()),
@@ -157,6 +184,7 @@ impl Reconciler {
             tenant: SYSTEM_TENANT.parse().map_err(internal)?,
             name: BASE_NAME.to_owned(),
             public: true,
+            snapshot_of: None,
             created_at: now,
             updated_at: now,
             builds: vec![build.clone()],

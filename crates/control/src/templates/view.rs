@@ -60,7 +60,7 @@ impl Templates {
     /// Those that it owns, then public ones; each by name.
     pub(crate) fn list(&self) -> Vec<Arc<Template>> {
         let mut all = self.plane.catalogue.templates();
-        all.retain(|template| template.visible_to(&self.tenant));
+        all.retain(|template| template.snapshot_of.is_none() && template.visible_to(&self.tenant));
         all.sort_by_key(|template| (template.tenant != self.tenant, template.name.clone()));
         all
     }

@@ -132,6 +132,7 @@ impl Node for FakeNode {
                 disk: Bytes::gibibytes(100),
             },
             allocated: kept.allocated,
+            memory_max: Bytes::gibibytes(160),
             sandboxes: Self::live(&kept) as u32,
             sandboxes_max: self.sandboxes_max,
             slots_ready: 4,
@@ -139,6 +140,7 @@ impl Node for FakeNode {
             pools: Vec::new(),
             kernel: "6.1.0".to_owned(),
             version: "0.1.0".to_owned(),
+            phases: Vec::new(),
         })
     }
 
