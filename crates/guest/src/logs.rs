@@ -62,6 +62,12 @@ impl Logs {
         self.added.notify_waiters();
     }
 
+    /// Forgets all lines. Numbers go on.
+    pub fn clear(&self) {
+        self.lines.take();
+        self.bytes.set(0);
+    }
+
     /// Lines behind `after` as JSON, one a line, at most about 64 KiB, and the last one's number.
     pub fn read(&self, after: u64) -> (Bytes, u64) {
         let lines = self.lines.borrow();
@@ -177,6 +183,12 @@ impl LineLog {
             }
         }
         self.tell_left_out(logs);
+    }
+
+    /// Forgets the unfinished lines.
+    pub fn forget(&mut self) {
+        self.partial = Default::default();
+        self.left_out = 0;
     }
 
     fn emit(&mut self, logs: &Logs, stream: OutputStream, line: &[u8]) {

@@ -1,10 +1,11 @@
 //! `atoll-guest`: the first process of a sandbox.
 //!
+//! As `/init`, process 1, it starts a microVM; see [`guest::machine`].
 //! `atoll-guest wait --control-fd N` waits to become somebody's sandbox; `atoll-guest serve` serves
 //! right here, for tests and for comparing with other guests.
 
 use api::{Secret, boot::Identity};
-use guest::{Settings, cell, serve};
+use guest::{Settings, cell, machine, serve};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -18,6 +19,9 @@ const USAGE: &str = "usage: atoll-guest wait --control-fd N
                          [--start-command COMMAND] [--env NAME=VALUE]...";
 
 fn main() -> ExitCode {
+    if machine::is_wanted() {
+        machine::run();
+    }
     let mut arguments = std::env::args().skip(1);
     let mode = arguments.next().unwrap_or_default();
     let options = match Options::parse(arguments) {

@@ -4,20 +4,34 @@ use crate::http::reply::Failure;
 use api::envd::files::GuestMetrics;
 use std::{cell::Cell, time::Instant};
 
+/// Whose processor time is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// That of all processes that are visible.
+    Processes,
+    /// The machine's, the kernel's own included.
+    Machine,
+}
+
 /// Processor time at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CpuSample {
     at: Instant,
-    /// Seconds used by all processes, the reaped ones included.
+    scope: Scope,
+    /// Seconds used, by what was reaped too.
     used: f64,
 }
 
 impl CpuSample {
     /// Now.
-    pub fn take() -> Self {
+    pub fn take(scope: Scope) -> Self {
         Self {
             at: Instant::now(),
-            used: processor_seconds(),
+            scope,
+            used: match scope {
+                Scope::Processes => processor_seconds(),
+                Scope::Machine => machine_seconds(),
+            },
         }
     }
 }
@@ -25,7 +39,7 @@ impl CpuSample {
 /// Measures; processor use is the mean since the last call.
 pub fn measure(last: &Cell<CpuSample>) -> Result<GuestMetrics, Failure> {
     let failed = |error: rustix::io::Errno| Failure::internal(format!("cannot measure: {error}"));
-    let sample = CpuSample::take();
+    let sample = CpuSample::take(last.get().scope);
     let before = last.replace(sample);
     let elapsed = sample.at.duration_since(before.at).as_secs_f64();
     let percent = if elapsed > 0.0 {
@@ -63,6 +77,22 @@ fn processor_seconds() -> f64 {
         .filter_map(|stat| ticks(&stat))
         .sum();
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// What `/proc/stat` says, without time that was idle or stolen.
+fn machine_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    busy_ticks(&stat) as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+fn busy_ticks(stat: &str) -> u64 {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "));
+    let fields = line.unwrap_or_default().split_ascii_whitespace();
+    // user nice system idle iowait irq softirq steal …
+    let busy = fields.take(7).enumerate();
+    busy.filter(|(at, _)| !matches!(at, 3 | 4))
+        .filter_map(|(_, field)| field.parse::<u64>().ok())
+        .sum()
 }
 
 /// Fields 14 to 17 of `/proc/PID/stat`: a process's own ticks and those of children it reaped.
@@ -136,8 +166,15 @@ mod tests {
     }
 
     #[test]
+    fn idle_time_is_not_counted() {
+        let stat = "cpu  1 2 4 1000 1000 8 16 1000 0 0\ncpu0 9 9 9 9\n";
+        assert_eq!(busy_ticks(stat), 31);
+        assert_eq!(busy_ticks(""), 0);
+    }
+
+    #[test]
     fn figures_are_plausible() {
-        let metrics = measure(&Cell::new(CpuSample::take())).unwrap();
+        let metrics = measure(&Cell::new(CpuSample::take(Scope::Processes))).unwrap();
         assert!(metrics.cpu_count >= 1 && metrics.mem_total > 0 && metrics.disk_total > 0);
         assert!(metrics.mem_used <= metrics.mem_total);
         assert!(metrics.disk_used <= metrics.disk_total);

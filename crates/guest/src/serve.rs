@@ -4,17 +4,19 @@ use crate::{
     accounts, http as server,
     http::Guest,
     logs::Logs,
-    metrics::CpuSample,
+    machine::Machine,
+    metrics::{CpuSample, Scope},
     process::{self, reaper, table::Table},
+    role::Role,
 };
 use api::{
+    Secret,
     boot::Identity,
     envd::process::{ProcessConfig, StartRequest},
     node::LogLevel,
 };
 use std::{
-    cell::Cell,
-    collections::BTreeMap,
+    cell::{Cell, RefCell},
     ffi::CString,
     io,
     net::{IpAddr, SocketAddr},
@@ -43,6 +45,34 @@ const CHILD_OOM_SCORE: i32 = 100;
 ///
 /// Fails only before that: if the runtime cannot be made or the port cannot be opened.
 pub fn serve(identity: Identity, settings: Settings, on_ready: impl FnOnce(u16)) -> io::Result<()> {
+    let guest = guest(Role::from(&identity), None, child_oom_score());
+    let command = identity.start_command.clone();
+    enter(settings.address, identity.port, guest, |guest, port| {
+        on_ready(port);
+        start_command(guest, command.as_deref());
+    })
+}
+
+/// Serves as the first process of a microVM, which is nobody's until it is told who it is.
+///
+/// Fails as [`serve`] does.
+pub fn serve_machine(
+    control_token: Secret,
+    port: u16,
+    settings: Settings,
+    on_ready: impl FnOnce(u16),
+) -> io::Result<()> {
+    let machine = Machine::new(port);
+    let guest = guest(Role::waiting(control_token), Some(machine), c"0".into());
+    enter(settings.address, port, guest, |_, port| on_ready(port))
+}
+
+fn enter(
+    address: IpAddr,
+    port: u16,
+    guest: Guest,
+    on_ready: impl FnOnce(&Rc<Guest>, u16),
+) -> io::Result<()> {
     limit_memory();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -51,11 +81,17 @@ pub fn serve(identity: Identity, settings: Settings, on_ready: impl FnOnce(u16))
         .thread_stack_size(BLOCKING_STACK)
         .build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, run(identity, settings, on_ready))
+    local.block_on(
+        &runtime,
+        run(SocketAddr::new(address, port), guest, on_ready),
+    )
 }
 
-async fn run(identity: Identity, settings: Settings, on_ready: impl FnOnce(u16)) -> io::Result<()> {
-    let address = SocketAddr::new(settings.address, identity.port);
+async fn run(
+    address: SocketAddr,
+    guest: Guest,
+    on_ready: impl FnOnce(&Rc<Guest>, u16),
+) -> io::Result<()> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -68,31 +104,29 @@ async fn run(identity: Identity, settings: Settings, on_ready: impl FnOnce(u16))
     // Orphans come here, as they do to a first process.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let port = listener.local_addr()?.port();
-    let guest = Rc::new(guest(identity));
-    on_ready(port);
+    let guest = Rc::new(guest);
     tokio::task::spawn_local(reaper::reap(children, Rc::clone(&guest.processes)));
-    start_command(&guest);
+    on_ready(&guest, port);
     server::serve(guest, listener).await;
     Ok(())
 }
 
-fn guest(identity: Identity) -> Guest {
+fn guest(role: Role, machine: Option<Machine>, child_oom_score: CString) -> Guest {
     let logs = Rc::new(Logs::default());
-    let mut environment = BTreeMap::from([
-        ("E2B_SANDBOX".to_owned(), "true".to_owned()),
-        ("E2B_SANDBOX_ID".to_owned(), identity.sandbox.to_string()),
-        ("E2B_TEMPLATE_ID".to_owned(), identity.template.to_string()),
-    ]);
-    environment.extend(identity.environment.clone());
+    let scope = match machine {
+        Some(_) => Scope::Machine,
+        None => Scope::Processes,
+    };
     Guest {
-        environment,
+        role: RefCell::new(Rc::new(role)),
+        machine,
+        connections: Rc::default(),
         processes: Rc::new(Table::new(Rc::clone(&logs))),
         logs,
         watchers: Default::default(),
-        cpu_sample: Cell::new(CpuSample::take()),
+        cpu_sample: Cell::new(CpuSample::take(scope)),
         can_change_user: rustix::process::geteuid().is_root(),
-        child_oom_score: child_oom_score(),
-        identity,
+        child_oom_score,
     }
 }
 
@@ -103,17 +137,13 @@ fn child_oom_score() -> CString {
     CString::new(score.to_string()).unwrap_or_default()
 }
 
-/// Starts the template's command, as the default user.
-fn start_command(guest: &Rc<Guest>) {
-    let Some(command) = guest
-        .identity
-        .start_command
-        .clone()
-        .filter(|text| !text.is_empty())
-    else {
+/// Starts the template's command, if there is one, as the default user.
+pub(crate) fn start_command(guest: &Rc<Guest>, command: Option<&str>) {
+    let Some(command) = command.filter(|text| !text.is_empty()) else {
         return;
     };
-    let name = &guest.identity.default_user;
+    let role = guest.role();
+    let name = &role.default_user;
     let Some(user) = accounts::find_user(name) else {
         let message = format!("the start command was not run: there is no user `{name}`");
         guest.logs.add(LogLevel::Error, message, &[]);
@@ -122,7 +152,7 @@ fn start_command(guest: &Rc<Guest>) {
     let request = StartRequest {
         process: ProcessConfig {
             cmd: "/bin/bash".to_owned(),
-            args: vec!["-l".to_owned(), "-c".to_owned(), command],
+            args: vec!["-l".to_owned(), "-c".to_owned(), command.to_owned()],
             ..ProcessConfig::default()
         },
         tag: Some("start-command".to_owned()),

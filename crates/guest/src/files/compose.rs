@@ -46,7 +46,8 @@ pub async fn compose(guest: &Guest, request: Request<Incoming>) -> Result<Reply,
         return Err(Failure::bad_request("destination is required"));
     }
     let user = access::files_user(guest, request.username.as_deref())?;
-    let directory = &guest.identity.working_directory;
+    let role = guest.role();
+    let directory = &role.working_directory;
     let destination = paths::resolve(&request.destination, &user, directory).map_err(|error| {
         Failure::bad_request(format!("error resolving destination path: {error}"))
     })?;

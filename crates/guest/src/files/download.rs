@@ -39,7 +39,7 @@ pub async fn download(
     access::check_files(guest, headers, query, Operation::Read)?;
     let user = access::files_user(guest, query.username.as_deref())?;
     let text = query.path.as_deref().unwrap_or_default();
-    let path = paths::resolve(text, &user, &guest.identity.working_directory)
+    let path = paths::resolve(text, &user, &guest.role().working_directory)
         .map_err(|error| Failure::bad_request(error.to_string()))?;
     let accept = header_text(headers, &header::ACCEPT_ENCODING);
     let coding = encoding::choose(accept);

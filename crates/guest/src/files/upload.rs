@@ -172,7 +172,7 @@ impl Upload {
     }
 
     fn resolve(&self, text: &str) -> Result<PathBuf, Failure> {
-        paths::resolve(text, &self.user, &self.guest.identity.working_directory)
+        paths::resolve(text, &self.user, &self.guest.role().working_directory)
             .map_err(|error| Failure::bad_request(format!("error resolving path: {error}")))
     }
 

@@ -26,7 +26,7 @@ use std::{
 };
 
 fn resolve(guest: &Guest, user: &User, path: &str) -> Result<PathBuf, ConnectError> {
-    paths::resolve(path, user, &guest.identity.working_directory)
+    paths::resolve(path, user, &guest.role().working_directory)
         .map_err(|error| ConnectError::invalid_argument(error.to_string()))
 }
 

@@ -139,6 +139,13 @@ impl Watchers {
         Ok(watcher.events.take().into())
     }
 
+    /// Removes all.
+    pub fn clear(&self) {
+        for watcher in self.watchers.take().values() {
+            watcher.stop();
+        }
+    }
+
     /// Removes one.
     pub fn remove(&self, name: &str) -> Result<(), ConnectError> {
         self.find(name)?.stop();

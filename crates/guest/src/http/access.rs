@@ -20,7 +20,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// Whether the request carries the sandbox's token, or needs none.
 pub fn has_token(guest: &Guest, headers: &HeaderMap) -> bool {
-    match &guest.identity.access_token {
+    match &guest.role().access_token {
         Some(token) => signature::equal(
             token.expose(),
             text(headers, ACCESS_TOKEN).unwrap_or_default(),
@@ -31,7 +31,8 @@ pub fn has_token(guest: &Guest, headers: &HeaderMap) -> bool {
 
 /// Whether the request carries the node's own token.
 pub fn has_control_token(guest: &Guest, headers: &HeaderMap) -> bool {
-    let token = guest.identity.control_token.expose();
+    let role = guest.role();
+    let token = role.control_token.expose();
     !token.is_empty() && signature::equal(token, text(headers, CONTROL_TOKEN).unwrap_or_default())
 }
 
@@ -79,7 +80,8 @@ pub fn check_files(
     query: &FilesQuery,
     operation: Operation,
 ) -> Result<(), Failure> {
-    let Some(token) = &guest.identity.access_token else {
+    let role = guest.role();
+    let Some(token) = &role.access_token else {
         return Ok(());
     };
     if text(headers, ACCESS_TOKEN).is_some_and(|sent| !sent.is_empty()) {
@@ -113,9 +115,10 @@ pub fn check_files(
 
 /// The user of a request for files: the one it names, else the default.
 pub fn files_user(guest: &Guest, name: Option<&str>) -> Result<User, Failure> {
+    let role = guest.role();
     let name = name
         .filter(|name| !name.is_empty())
-        .unwrap_or(&guest.identity.default_user);
+        .unwrap_or(&role.default_user);
     find_user(name).ok_or_else(|| {
         Failure::unauthorized(format!(
             "error looking up user '{name}': user: unknown user {name}"
@@ -131,7 +134,8 @@ pub fn call_user(guest: &Guest, headers: &HeaderMap) -> Result<User, ConnectErro
             find_user(&name).ok_or_else(|| unauthenticated(format!("invalid username: '{name}'")))
         }
         None => {
-            let name = &guest.identity.default_user;
+            let role = guest.role();
+            let name = &role.default_user;
             find_user(name)
                 .ok_or_else(|| unauthenticated(format!("invalid default user: '{name}'")))
         }

@@ -3,17 +3,25 @@
 pub mod access;
 pub mod body;
 mod calls;
+pub mod connections;
 pub mod reply;
 pub mod rpc;
 
 use crate::{
-    accounts::User, files, filesystem::watchers::Watchers, logs::Logs, metrics,
+    accounts::User,
+    files,
+    filesystem::watchers::Watchers,
+    logs::Logs,
+    machine::{self, Machine},
+    metrics,
     process::table::Table,
+    role::Role,
 };
 use access::FilesQuery;
-use api::boot::Identity;
+use api::boot::{IDENTITY_PATH, SETTLE_PATH};
 use body::ReplyBody;
 use bytes::Bytes;
+use connections::Connections;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::{
     body::{Body, Frame, Incoming},
@@ -23,7 +31,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use reply::{Failure, Reply, empty, json};
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     convert::Infallible,
     ffi::CString,
@@ -50,10 +58,12 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// All that the guest knows.
 #[derive(Debug)]
 pub struct Guest {
-    /// Who it is.
-    pub identity: Identity,
-    /// Variables of every process.
-    pub environment: BTreeMap<String, String>,
+    /// Who it is; see [`Guest::role`].
+    pub role: RefCell<Rc<Role>>,
+    /// What it keeps as the first process of a microVM.
+    pub machine: Option<Machine>,
+    /// Connections that are open.
+    pub connections: Rc<Connections>,
     /// Processes that were started here.
     pub processes: Rc<Table>,
     /// What happened.
@@ -69,6 +79,11 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// Who it is now. Not to be kept across a wait: it may be somebody else afterwards.
+    pub fn role(&self) -> Rc<Role> {
+        Rc::clone(&self.role.borrow())
+    }
+
     /// The variables of a user's process.
     pub fn environment_of(&self, user: &User) -> BTreeMap<String, String> {
         let path = std::env::var("PATH").ok().filter(|path| !path.is_empty());
@@ -81,7 +96,7 @@ impl Guest {
             ("USER".to_owned(), user.name.clone()),
             ("LOGNAME".to_owned(), user.name.clone()),
         ]);
-        environment.extend(self.environment.clone());
+        environment.extend(self.role().environment.clone());
         environment
     }
 }
@@ -114,18 +129,24 @@ pub async fn serve(guest: Rc<Guest>, listener: TcpListener) {
 async fn serve_connection(guest: Rc<Guest>, stream: TcpStream) {
     // Events are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| {
+    let entry = guest.connections.enter();
+    let id = entry.id;
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let guest = Rc::clone(&guest);
+        request.extensions_mut().insert(id);
         async move { Ok::<_, Infallible>(answer(&guest, request).await) }
     });
-    // Fails when the client goes away or talks nonsense: nothing to be done here.
-    let _ = http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(HEADER_LIMIT)
         .max_buf_size(BUFFER_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        // Fails when the client goes away or talks nonsense: nothing to be done here.
+        _ = connection => {}
+        () = entry.closing() => {}
+    }
 }
 
 async fn answer(guest: &Rc<Guest>, request: Request<Incoming>) -> Reply {
@@ -169,6 +190,16 @@ async fn route(guest: &Rc<Guest>, request: Request<Incoming>) -> Reply {
     let query = request.uri().query().unwrap_or_default();
     match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/health") => return empty(StatusCode::NO_CONTENT),
+        (&Method::PUT, IDENTITY_PATH) | (&Method::POST, SETTLE_PATH)
+            if guest.machine.is_some() && access::has_control_token(guest, request.headers()) =>
+        {
+            let outcome = machine::answer(guest, request).await;
+            return outcome.unwrap_or_else(Failure::reply);
+        }
+        _ if !guest.role().claimed => {
+            let message = "this machine is nobody's yet";
+            return Failure::new(StatusCode::SERVICE_UNAVAILABLE, message).reply();
+        }
         (&Method::GET, "/files") => {
             let query = FilesQuery::parse(query);
             let outcome = files::download::download(guest, &request, &query).await;
@@ -194,7 +225,7 @@ async fn route(guest: &Rc<Guest>, request: Request<Incoming>) -> Reply {
             let sample = metrics::measure(&guest.cpu_sample);
             sample.map_or_else(Failure::reply, |metrics| json(&metrics))
         }
-        (&Method::GET, "/envs") => json(&guest.environment),
+        (&Method::GET, "/envs") => json(&guest.role().environment),
         (&Method::POST, "/files/compose") => {
             let outcome = files::compose::compose(guest, request).await;
             outcome.unwrap_or_else(Failure::reply)

@@ -183,6 +183,13 @@ impl Process {
         self.room.notify_waiters();
     }
 
+    /// Forgets what it printed so far.
+    pub(super) fn forget_output(&self) {
+        self.lines.borrow_mut().forget();
+        self.transcript.borrow_mut().forget();
+        self.made_room();
+    }
+
     /// Marks the end.
     pub(super) fn finish(&self, end: EndEvent) {
         self.lines

@@ -197,7 +197,7 @@ fn prepare(guest: &Guest, user: &User, request: &StartRequest) -> Result<Program
 /// home; else the root.
 fn directory(guest: &Guest, user: &User, asked: &str) -> Result<PathBuf, ConnectError> {
     let resolve = |text: &str| {
-        paths::resolve(text, user, &guest.identity.working_directory)
+        paths::resolve(text, user, &guest.role().working_directory)
             .map_err(|error| ConnectError::invalid_argument(error.to_string()))
     };
     let path = resolve(asked)?;

@@ -113,6 +113,16 @@ impl Transcript {
         self.lost
     }
 
+    /// Forgets what was printed so far, seen or not.
+    pub fn forget(&mut self) {
+        self.chunks = VecDeque::new();
+        self.delivered = self.end;
+        self.lost = 0;
+        for subscriber in self.subscribers.values_mut() {
+            subscriber.position = self.end;
+        }
+    }
+
     /// Adds a subscriber: if it is alone, from the first byte that nobody saw; else from now on.
     pub fn subscribe(&mut self) -> u64 {
         let first = self.chunks.front().map_or(self.end, |chunk| chunk.start);
