@@ -22,9 +22,9 @@ mod connection;
 mod driver;
 pub mod keeper;
 mod machine;
-mod packet;
+pub(crate) mod packet;
 mod prepared;
-mod process;
+pub(crate) mod process;
 mod protocol;
 
 pub use driver::{Container, ContainerOptions};

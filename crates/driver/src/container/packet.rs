@@ -19,14 +19,14 @@ use std::{
 };
 
 /// The longest packet that is sent or taken: an identity with a large environment.
-pub(super) const LONGEST_PACKET: usize = 256 << 10;
+pub(crate) const LONGEST_PACKET: usize = 256 << 10;
 
 /// The most descriptors that travel with one packet.
-pub(super) const MOST_DESCRIPTORS: usize = 16;
+pub(crate) const MOST_DESCRIPTORS: usize = 16;
 
 /// What was received.
 #[derive(Debug)]
-pub(super) enum Received<T> {
+pub(crate) enum Received<T> {
     /// A packet with its descriptors, in order.
     Packet(T, Vec<OwnedFd>),
     /// Nothing for now; only on a socket that does not block.
@@ -36,7 +36,7 @@ pub(super) enum Received<T> {
 }
 
 /// A pair of connected sockets; both close on `exec`, neither blocks.
-pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     make_room(&one)?;
@@ -45,7 +45,7 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Lets a socket hold packets of the longest size.
-pub(super) fn make_room(socket: impl AsFd) -> io::Result<()> {
+pub(crate) fn make_room(socket: impl AsFd) -> io::Result<()> {
     // The kernel counts its bookkeeping too, and clamps what is not forced.
     let size = 4 * LONGEST_PACKET;
     rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, size)
@@ -54,7 +54,7 @@ pub(super) fn make_room(socket: impl AsFd) -> io::Result<()> {
 }
 
 /// Sends one packet. A full socket is an error (`WouldBlock`), as is a packet that is too long.
-pub(super) fn send(
+pub(crate) fn send(
     socket: impl AsFd,
     packet: &impl Serialize,
     descriptors: &[BorrowedFd<'_>],
@@ -86,7 +86,7 @@ pub(super) fn send(
 }
 
 /// Takes one packet. One that cannot be understood is an error (`InvalidData`) and is consumed.
-pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Received<T>> {
+pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Received<T>> {
     let mut nothing = [0u8; 1];
     let length = loop {
         match recv(&socket, &mut nothing, RecvFlags::PEEK | RecvFlags::TRUNC) {

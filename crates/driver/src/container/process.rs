@@ -11,7 +11,7 @@ use std::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// When a process started, in clock ticks since boot (field 22 of `/proc/PID/stat`).
-pub(super) fn start_time(pid: u32) -> io::Result<u64> {
+pub(crate) fn start_time(pid: u32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the program's name in brackets, and may hold spaces and brackets.
     text.rsplit_once(')')
@@ -21,7 +21,7 @@ pub(super) fn start_time(pid: u32) -> io::Result<u64> {
 }
 
 /// The process with this pid and start time, if it lives.
-pub(super) fn find(pid: u32, started: u64) -> io::Result<Option<OwnedFd>> {
+pub(crate) fn find(pid: u32, started: u64) -> io::Result<Option<OwnedFd>> {
     let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return Ok(None);
     };
@@ -40,13 +40,13 @@ pub(super) fn find(pid: u32, started: u64) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Watches a descriptor from the asynchronous runtime that this is called in.
-pub(super) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an owned descriptor stays the same open file for as long as it is owned.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }
 
 /// Whether the process of a pidfd has ended.
-pub(super) fn has_ended(process: impl AsFd) -> bool {
+pub(crate) fn has_ended(process: impl AsFd) -> bool {
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
