@@ -117,6 +117,9 @@ pub struct StartSpec {
     pub name_servers: Vec<std::net::IpAddr>,
     /// How long starting may take.
     pub deadline: Duration,
+    /// Whether a guest that comes out of a saved memory becomes somebody new, as in a fork, and not
+    /// the same again, as in a resume. Others always do.
+    pub renew: bool,
 }
 
 /// What must be remembered to find a running sandbox again after the node's program died.

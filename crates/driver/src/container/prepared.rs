@@ -90,6 +90,8 @@ async fn start(cell: &Cell, spec: StartSpec, phases: &mut Stopwatch) -> Result<(
         host_name,
         name_servers,
         deadline,
+        // A cell is always new.
+        renew: _,
     } = spec;
 
     let inner = Arc::clone(&cell.inner);

@@ -118,6 +118,7 @@ impl World {
             host_name: "sandbox-of-test".into(),
             name_servers: vec!["192.0.2.53".parse().unwrap()],
             deadline: Duration::from_secs(20),
+            renew: true,
         }
     }
 
