@@ -14,6 +14,7 @@
 pub mod cgroup;
 pub mod container;
 mod guest_binary;
+pub mod kernel;
 pub mod kvm;
 pub mod layer;
 mod phases;

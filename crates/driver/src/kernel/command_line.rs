@@ -1,0 +1,41 @@
+//! The kernel's command line.
+
+use super::time_stamp_khz;
+use crate::slot::machine;
+use api::Secret;
+
+/// What the kernel is started by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hypervisor {
+    /// QEMU that emulates the processor.
+    QemuTcg,
+    /// QEMU under KVM.
+    QemuKvm,
+    /// Firecracker.
+    Firecracker,
+}
+
+/// What every machine is told: to say nothing while it starts (each line on an emulated serial
+/// port costs), to end the hypervisor when it crashes, to leave out what it has no use for.
+const COMMON: &str = "console=ttyS0 quiet loglevel=1 panic=-1 cryptomgr.notests \
+                      random.trust_cpu=on 8250.nr_uarts=1 audit=0";
+
+/// The command line of a machine whose guest opens to `control_token` until it is told who it is.
+///
+/// It holds that token, which is worthless afterwards: programs inside can read the line.
+pub fn command_line(hypervisor: Hypervisor, control_token: &Secret) -> String {
+    let special = match hypervisor {
+        Hypervisor::QemuTcg => {
+            format!("reboot=t no_timer_check tsc_early_khz={}", time_stamp_khz())
+        }
+        Hypervisor::QemuKvm => "reboot=t".to_owned(),
+        Hypervisor::Firecracker => "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd".into(),
+    };
+    format!(
+        "{COMMON} {special} atoll.address={}/{} atoll.gateway={} atoll.control={}",
+        machine::ADDRESS,
+        machine::PREFIX,
+        machine::GATEWAY,
+        control_token.expose()
+    )
+}
