@@ -40,6 +40,13 @@ pub trait Locate: Send + Sync + 'static {
         Ok(self.locate(id).await)
     }
 
+    /// The token that requests for the ports of a paused sandbox must carry to wake it; `None` if
+    /// they need none, or it is not paused. The guest's own port (49983) never needs it.
+    async fn token_of_paused(&self, id: &SandboxId) -> Option<Secret> {
+        let _ = id;
+        None
+    }
+
     /// Returns when the sandbox stops running, so that its open connections can be broken.
     async fn ended(&self, id: &SandboxId);
 }

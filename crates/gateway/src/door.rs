@@ -17,6 +17,7 @@ use crate::{
     search::Searches,
     signature::{self, SignedUrl},
     tls::Certificates,
+    wake::Wakes,
 };
 use api::{
     SandboxId,
@@ -41,6 +42,7 @@ pub(crate) struct Door {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) tasks: TaskTracker,
     pub(crate) searches: Searches,
+    pub(crate) wakes: Wakes,
 }
 
 impl Door {
@@ -99,7 +101,8 @@ impl Door {
             }
             Destination::Sandbox(target) => {
                 count(&self.registry.counters.sandbox_requests);
-                let (id, route) = proxy::locate(self, &target).await?;
+                let head = Some((request.headers(), request.uri()));
+                let (id, route) = proxy::find(self, &target, head).await?;
                 proxy::forward(self, active, &target, (&id, &route), host, request).await
             }
             Destination::Signed => {

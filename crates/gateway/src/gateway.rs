@@ -9,6 +9,7 @@ use crate::{
     sandbox::Sandboxes,
     search::Searches,
     tls::{Certificates, TlsError},
+    wake::Wakes,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -49,6 +50,7 @@ impl Gateway {
         let registry = Arc::new(Registry::new(limits.clone(), Arc::new(Counters::default())));
         let sandboxes = Sandboxes::new(locate.clone(), limits.clone(), tasks.clone(), stop.clone());
         let door = Arc::new(Door {
+            wakes: Wakes::new(locate.clone(), &limits),
             locate,
             api,
             domain,

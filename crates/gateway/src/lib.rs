@@ -11,7 +11,7 @@
 //!
 //! 1. [`Gateway::serve`] accepts a connection, `connection` finds out which HTTP it speaks.
 //! 2. `door` asks [`host::decide`] where the request goes.
-//! 3. `proxy` asks `Locate` for the sandbox's route, takes an idle connection from the sandbox's
+//! 3. `proxy` asks `Locate` for the sandbox's route, has a paused one woken (`wake`), takes an idle connection from the sandbox's
 //!    own pool (`upstream`) or opens one, rewrites `headers`, and relays the answer (`body`).
 //! 4. When a sandbox ends, `sandbox` breaks its connections, and the clients that were reading
 //!    from it see a reset instead of a clean end.
@@ -40,6 +40,7 @@ mod socket;
 mod tls;
 mod tunnel;
 mod upstream;
+mod wake;
 
 pub use gateway::Gateway;
 pub use handler::{ApiBody, ApiHandler, ClientAddress, TowerApi};

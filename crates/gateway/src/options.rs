@@ -42,6 +42,8 @@ pub struct Limits {
     pub searches: usize,
     /// The same of one client, as `connections_per_client` counts them.
     pub searches_per_client: usize,
+    /// Paused sandboxes that are being woken at once; requests for more are refused.
+    pub wakes: usize,
     /// Streams under way in one HTTP/2 connection.
     pub streams_per_connection: u32,
     /// Bytes of one request's head. At least 8 KiB.
@@ -58,7 +60,7 @@ pub struct Limits {
     pub idle_upstreams_per_sandbox: usize,
     /// How long they are kept. Common servers close theirs after five seconds, so stay below.
     pub upstream_keep_alive: Duration,
-    /// How long a look-up may take; a paused sandbox may have to be woken for it.
+    /// How long a request waits for its sandbox to be found, and woken if it is paused.
     pub locate_timeout: Duration,
     /// How long requests may go on after shutdown was asked for.
     pub shutdown: Duration,
@@ -72,6 +74,7 @@ impl Default for Limits {
             requests_per_sandbox: 2_048,
             searches: 512,
             searches_per_client: 64,
+            wakes: 256,
             streams_per_connection: 256,
             head_bytes: 64 << 10,
             head_fields: 128,

@@ -15,7 +15,6 @@ use crate::{
     upstream::{ConnectError, Lease},
 };
 use api::{SandboxId, Secret, route::Route};
-use futures::FutureExt;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{CONTENT_LENGTH, HOST},
@@ -33,25 +32,83 @@ use subtle::ConstantTimeEq;
 /// How often a request that a server certainly has not seen is sent again.
 const MOST_TRIES: usize = 3;
 
-/// Looks up a sandbox's route.
-pub(crate) async fn locate(door: &Door, target: &Target) -> Result<(SandboxId, Route), Refusal> {
-    let not_found = || Refusal::NotFound {
-        sandbox: target.sandbox.clone(),
-    };
-    let id: SandboxId = target.sandbox.parse().map_err(|_| not_found())?;
-    let route = {
+/// The route to a sandbox that a request is for. One that is paused is woken for it, unless
+/// `head` shows that the request would be refused; without it that is known already.
+pub(crate) async fn find(
+    door: &Door,
+    target: &Target,
+    head: Option<(&HeaderMap, &Uri)>,
+) -> Result<(SandboxId, Route), Refusal> {
+    let id: SandboxId = target.sandbox.parse().map_err(|_| not_found(target))?;
+    let found = {
         let mut found = door.locate.locate(&id);
         // Most answers come from memory: no timer for those.
         match futures::future::poll_immediate(&mut found).await {
-            Some(route) => route,
-            None => tokio::time::timeout(door.limits.locate_timeout, found)
-                .await
-                .map_err(|_| Refusal::LocateTimeout {
-                    sandbox: target.sandbox.clone(),
-                })?,
+            Some(Some(route)) => Some(route),
+            Some(None) => patiently(door, target, wake(door, target, &id, head)).await?,
+            None => {
+                let search = async {
+                    match found.await {
+                        Some(route) => Ok(Some(route)),
+                        None => wake(door, target, &id, head).await,
+                    }
+                };
+                patiently(door, target, search).await?
+            }
         }
     };
-    route.map(|route| (id, route)).ok_or_else(not_found)
+    found
+        .map(|route| (id, route))
+        .ok_or_else(|| not_found(target))
+}
+
+fn not_found(target: &Target) -> Refusal {
+    Refusal::NotFound {
+        sandbox: target.sandbox.clone(),
+    }
+}
+
+/// Waits as long as a request may wait for its sandbox; without a timer if the answer is there.
+async fn patiently(
+    door: &Door,
+    target: &Target,
+    search: impl Future<Output = Result<Option<Route>, Refusal>>,
+) -> Result<Option<Route>, Refusal> {
+    let mut search = std::pin::pin!(search);
+    if let Some(answer) = futures::future::poll_immediate(&mut search).await {
+        return answer;
+    }
+    tokio::time::timeout(door.limits.locate_timeout, search)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Refusal::LocateTimeout {
+                sandbox: target.sandbox.clone(),
+            })
+        })
+}
+
+async fn wake(
+    door: &Door,
+    target: &Target,
+    id: &SandboxId,
+    head: Option<(&HeaderMap, &Uri)>,
+) -> Result<Option<Route>, Refusal> {
+    if let Some((headers, uri)) = head {
+        if target.port == GUEST_PORT {
+            if headers::is_guest_control(uri.path()) {
+                return Ok(None);
+            }
+        } else if let Some(token) = door.locate.token_of_paused(id).await {
+            check_token(headers, &token, || target.sandbox.clone())?;
+        }
+    }
+    door.wakes.wake(id).await
+}
+
+/// Whether a sandbox runs now.
+async fn is_there(door: &Door, id: &SandboxId) -> bool {
+    let found = tokio::time::timeout(door.limits.locate_timeout, door.locate.locate(id));
+    matches!(found.await, Ok(Some(_)))
 }
 
 /// Sends a request to a server in a sandbox and gives back what it answers.
@@ -103,7 +160,7 @@ pub(crate) async fn forward(
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
     let outgoing = Outgoing::new(parts, body);
-    let (mut response, lease) = send(door, outgoing, in_flight, target).await?;
+    let (mut response, lease) = send(door, outgoing, in_flight, (id, target)).await?;
 
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let accepted = switching
@@ -208,7 +265,7 @@ async fn send(
     door: &Arc<Door>,
     outgoing: Outgoing,
     mut in_flight: InFlight,
-    target: &Target,
+    (id, target): (&SandboxId, &Target),
 ) -> Result<(Response<Incoming>, Lease), Refusal> {
     let Outgoing {
         mut request,
@@ -227,7 +284,11 @@ async fn send(
                     port,
                 });
             }
-            Err(_) => return Err(Refusal::NotFound { sandbox: sandbox() }),
+            Err(_) => {
+                // Paused between its look-up and now: the request has not left yet.
+                in_flight = again(door, target).await?;
+                continue;
+            }
         };
         lease.body_sent = body_sent.clone();
         // A server may close an idle connection just when it is used again.
@@ -237,21 +298,31 @@ async fn send(
             Err(unsent) => unsent.or(spare),
         };
         in_flight = lease.close();
-        if in_flight.0.has_ended() {
-            return Err(Refusal::NotFound { sandbox: sandbox() });
-        }
         match unsent {
-            Some(again) => request = again,
+            Some(unsent) => request = unsent,
+            None if in_flight.0.has_ended() => return Err(not_found(target)),
             None => break,
+        }
+        if in_flight.0.has_ended() {
+            in_flight = again(door, target).await?;
         }
     }
     // A server that dies with its sandbox may be noticed before the sandbox's end is.
-    if locate(door, target).map(|found| found.is_err()).await {
-        return Err(Refusal::NotFound { sandbox: sandbox() });
+    if !is_there(door, id).await {
+        return Err(not_found(target));
     }
     Err(Refusal::NoAnswer {
         sandbox: sandbox(),
         port,
+    })
+}
+
+/// Finds a sandbox once more for a request that it has not seen.
+async fn again(door: &Arc<Door>, target: &Target) -> Result<InFlight, Refusal> {
+    let (id, route) = find(door, target, None).await?;
+    let entered = door.sandboxes.enter(&id, route.address);
+    entered.ok_or_else(|| Refusal::Busy {
+        sandbox: target.sandbox.clone(),
     })
 }
 

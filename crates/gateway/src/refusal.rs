@@ -36,6 +36,14 @@ pub(crate) enum Refusal {
     Busy { sandbox: String },
     #[error("Finding the sandbox took too long")]
     LocateTimeout { sandbox: String },
+    #[error("The sandbox is being paused, resumed or ended")]
+    InTransition { sandbox: String },
+    #[error("The sandbox could not be resumed: its owner has reached a limit")]
+    LimitReached { sandbox: String },
+    #[error("The sandbox could not be resumed")]
+    NotWoken { sandbox: String },
+    #[error("Too many sandboxes are being resumed")]
+    WakesFull { sandbox: String },
     #[error("invalid signature")]
     UnknownSignature,
     #[error("Too many of your signed URLs wait for their sandbox to be found")]
@@ -54,8 +62,13 @@ impl Refusal {
             }
             Self::TokenMissing { .. } | Self::TokenWrong { .. } => StatusCode::FORBIDDEN,
             Self::ControlRoute { .. } => StatusCode::NOT_FOUND,
-            Self::Busy { .. } | Self::TooManySearches => StatusCode::TOO_MANY_REQUESTS,
-            Self::SearchesFull => StatusCode::SERVICE_UNAVAILABLE,
+            Self::InTransition { .. } => StatusCode::CONFLICT,
+            Self::Busy { .. } | Self::LimitReached { .. } | Self::TooManySearches => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::SearchesFull | Self::NotWoken { .. } | Self::WakesFull { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::LocateTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::UnknownSignature => StatusCode::UNAUTHORIZED,
         }
@@ -70,6 +83,10 @@ impl Refusal {
             | Self::TokenWrong { sandbox }
             | Self::ControlRoute { sandbox }
             | Self::Busy { sandbox }
+            | Self::InTransition { sandbox }
+            | Self::LimitReached { sandbox }
+            | Self::NotWoken { sandbox }
+            | Self::WakesFull { sandbox }
             | Self::LocateTimeout { sandbox } => Some(sandbox),
             Self::Undecided(_)
             | Self::AmbiguousHost
@@ -105,7 +122,14 @@ impl Refusal {
             }
             Self::ControlRoute { .. } => "There is nothing here for clients.",
             Self::Busy { .. } => "Wait for some of them to end, then try again.",
-            Self::LocateTimeout { .. } => "Try again in a moment.",
+            Self::LocateTimeout { .. } | Self::InTransition { .. } | Self::WakesFull { .. } => {
+                "Try again in a moment."
+            }
+            Self::LimitReached { .. } => "Kill or pause sandboxes that are no longer needed.",
+            Self::NotWoken { .. } => {
+                "It is paused as before. Try again later, or ask the owner of the node: its log \
+                 has the cause."
+            }
             Self::UnknownSignature => {
                 "The sandbox may have ended, or the URL was changed. Make a new one."
             }
@@ -166,6 +190,9 @@ impl Refusal {
             self,
             Self::Busy { .. }
                 | Self::LocateTimeout { .. }
+                | Self::InTransition { .. }
+                | Self::NotWoken { .. }
+                | Self::WakesFull { .. }
                 | Self::TooManySearches
                 | Self::SearchesFull
         ) {

@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 use api::{
-    ClusterId, NodeId, SandboxId, Secret,
+    ClusterId, NodeId, Problem, SandboxId, Secret,
     route::{Locate, Route},
 };
 use bytes::Bytes;
@@ -33,18 +33,86 @@ pub const LONG: Duration = Duration::from_secs(20);
 #[derive(Default)]
 pub struct TestLocate {
     known: Mutex<HashMap<SandboxId, (Route, CancellationToken)>>,
+    asleep: Mutex<HashMap<SandboxId, Asleep>>,
+    wakes: Mutex<HashMap<SandboxId, usize>>,
+    tired: Mutex<Option<SandboxId>>,
+    /// Held for writing, it makes waking wait.
+    pub slow_wake: tokio::sync::RwLock<()>,
     /// Held for writing, it makes the list of all routes wait.
     pub slow: tokio::sync::RwLock<()>,
+}
+
+struct Asleep {
+    route: Route,
+    problem: Option<Problem>,
+}
+
+impl TestLocate {
+    /// Pauses a sandbox that runs.
+    pub fn pause(&self, id: &SandboxId) {
+        let (route, ended) = self.known.lock().unwrap().remove(id).unwrap();
+        let problem = None;
+        let asleep = Asleep { route, problem };
+        self.asleep.lock().unwrap().insert(id.clone(), asleep);
+        ended.cancel();
+    }
+
+    /// The next look-up finds a sandbox that is paused at once after it.
+    pub fn pause_after_next_locate(&self, id: &SandboxId) {
+        *self.tired.lock().unwrap() = Some(id.clone());
+    }
+
+    /// Why a sandbox cannot be woken.
+    pub fn refuse(&self, id: &SandboxId, problem: Option<Problem>) {
+        self.asleep.lock().unwrap().get_mut(id).unwrap().problem = problem;
+    }
+
+    /// How often it was asked to wake a sandbox.
+    pub fn wakes_of(&self, id: &SandboxId) -> usize {
+        self.wakes.lock().unwrap().get(id).copied().unwrap_or(0)
+    }
 }
 
 #[async_trait::async_trait]
 impl Locate for TestLocate {
     async fn locate(&self, id: &SandboxId) -> Option<Route> {
-        self.known
+        let route = self
+            .known
             .lock()
             .unwrap()
             .get(id)
-            .map(|(route, _)| route.clone())
+            .map(|(route, _)| route.clone());
+        if self
+            .tired
+            .lock()
+            .unwrap()
+            .take_if(|tired| tired == id)
+            .is_some()
+        {
+            self.pause(id);
+        }
+        route
+    }
+
+    async fn wake(&self, id: &SandboxId) -> Result<Option<Route>, Problem> {
+        *self.wakes.lock().unwrap().entry(id.clone()).or_default() += 1;
+        if !self.asleep.lock().unwrap().contains_key(id) {
+            return Ok(None);
+        }
+        let _open = self.slow_wake.read().await;
+        let mut sleepers = self.asleep.lock().unwrap();
+        if let Some(problem) = sleepers.get(id).and_then(|asleep| asleep.problem.clone()) {
+            return Err(problem);
+        }
+        let route = sleepers.remove(id).unwrap().route;
+        let awake = (route.clone(), CancellationToken::new());
+        self.known.lock().unwrap().insert(id.clone(), awake);
+        Ok(Some(route))
+    }
+
+    async fn token_of_paused(&self, id: &SandboxId) -> Option<Secret> {
+        let sleepers = self.asleep.lock().unwrap();
+        sleepers.get(id)?.route.traffic_token.clone()
     }
 
     async fn routes(&self) -> Vec<(SandboxId, Route)> {
@@ -175,6 +243,52 @@ impl World {
         sandbox.ended.cancel();
     }
 
+    /// Pauses a sandbox that runs.
+    pub fn pause(&self, sandbox: &Sandbox) {
+        self.locate.pause(&sandbox.id);
+    }
+
+    /// A client for the gateway at an address.
+    pub fn at(address: SocketAddr) -> Client {
+        Client { address }
+    }
+
+    pub async fn connect(&self) -> TcpStream {
+        Self::at(self.address).connect().await
+    }
+
+    pub async fn sender(&self) -> http1::SendRequest<Full<Bytes>> {
+        Self::at(self.address).sender().await
+    }
+
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+        Self::at(self.address).send(request).await
+    }
+
+    /// `fields`: `host: x`, one a line.
+    pub async fn get(&self, path: &str, fields: &str) -> Answer {
+        self.ask("GET", path, fields, "").await
+    }
+
+    pub async fn ask(&self, method: &str, path: &str, fields: &str, body: &str) -> Answer {
+        Self::at(self.address).ask(method, path, fields, body).await
+    }
+
+    /// Sends bytes as they are and reads until the gateway closes.
+    pub async fn raw(&self, text: &[u8]) -> String {
+        let mut tcp = self.connect().await;
+        // The gateway may close while it is still being written to.
+        let _ = tcp.write_all(text).await;
+        read_to_end(&mut tcp).await
+    }
+}
+
+/// Someone who asks a gateway.
+pub struct Client {
+    address: SocketAddr,
+}
+
+impl Client {
     pub async fn connect(&self) -> TcpStream {
         let tcp = TcpStream::connect(self.address).await.unwrap();
         tcp.set_nodelay(true).unwrap();
@@ -206,14 +320,6 @@ impl World {
         }
         self.send(request.body(Full::from(body.to_owned())).unwrap())
             .await
-    }
-
-    /// Sends bytes as they are and reads until the gateway closes.
-    pub async fn raw(&self, text: &[u8]) -> String {
-        let mut tcp = self.connect().await;
-        // The gateway may close while it is still being written to.
-        let _ = tcp.write_all(text).await;
-        read_to_end(&mut tcp).await
     }
 }
 
