@@ -9,7 +9,7 @@
 //! guest process itself), away from the path of creating one; [`Driver::start`] lays the root file
 //! system, tells the guest who it is, and returns when the guest serves.
 //!
-//! Start reading at [`Driver`], then `container`.
+//! Start reading at [`Driver`], then `container` and `qemu`.
 
 pub mod cgroup;
 pub mod container;
@@ -19,7 +19,9 @@ pub mod kvm;
 pub mod layer;
 mod phases;
 pub mod probe;
+pub mod qemu;
 pub mod slot;
+mod sparse;
 pub mod state;
 
 use api::{Resources, boot::Identity};

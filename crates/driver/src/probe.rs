@@ -231,7 +231,7 @@ fn check_program(name: &str, programs: &[&str], needed_by: &str, package: &str) 
 }
 
 /// A program on the search path, or where system programs are.
-fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from))

@@ -284,7 +284,7 @@ impl Inner {
 }
 
 /// Removes a group whose processes are gone; the kernel may take a moment to notice.
-pub(super) fn remove_group(group: &Group) -> io::Result<()> {
+pub(crate) fn remove_group(group: &Group) -> io::Result<()> {
     let mut tries = 0;
     loop {
         match group.remove() {

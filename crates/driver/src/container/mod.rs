@@ -27,4 +27,5 @@ mod prepared;
 pub(crate) mod process;
 mod protocol;
 
+pub(crate) use driver::remove_group;
 pub use driver::{Container, ContainerOptions};

@@ -122,6 +122,24 @@ impl Layers {
         })
     }
 
+    /// A fresh layer as a file at `path`, where nothing may be, for a machine that takes it as its
+    /// disk.
+    pub(crate) fn create_image(&self, path: &Path, size: Bytes) -> Result<fs::File, DriverError> {
+        let pristine = self.pristine(size)?;
+        let make = || -> io::Result<fs::File> {
+            let file = pristine.make_room(path)?;
+            pristine.copy_to(&file)?;
+            Ok(file)
+        };
+        make().map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => DriverError::Exhausted {
+                what: "disk",
+                cause: source.to_string(),
+            },
+            _ => doing(format!("make layer {}", path.display()))(source),
+        })
+    }
+
     /// Removes the file of a slot's layer, whether or not it is mounted somewhere. True if there
     /// was one.
     pub fn forget(&self, slot: u32) -> Result<bool, DriverError> {

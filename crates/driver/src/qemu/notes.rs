@@ -1,0 +1,53 @@
+//! What a machine's directory says of it, for whoever adopts it.
+
+use crate::{DriverError, RootFiles, doing};
+use api::{Resources, Secret};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+const FILE: &str = "machine.json";
+
+/// What is not to be seen from the process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Notes {
+    /// The root file system beneath.
+    pub(super) root: RootFiles,
+    /// What it may use.
+    pub(super) resources: Resources,
+    /// The directory of the state whose whole memory it stands on; none if its memory is its own
+    /// file.
+    pub(super) base: Option<PathBuf>,
+    /// Opens its guest.
+    pub(super) control_token: Secret,
+}
+
+impl Notes {
+    /// Writes them. Not durably: a machine does not outlive a crash of its host.
+    pub(super) fn write(&self, directory: &Path) -> Result<(), DriverError> {
+        let path = directory.join(FILE);
+        let partial = directory.join("machine.json.partial");
+        let write = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&partial)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            fs::rename(&partial, &path)
+        };
+        write().map_err(doing(format!("write {}", path.display())))
+    }
+
+    /// Reads them.
+    pub(super) fn read(directory: &Path) -> Result<Self, DriverError> {
+        let path = directory.join(FILE);
+        let text = fs::read(&path).map_err(doing(format!("read {}", path.display())))?;
+        serde_json::from_slice(&text).map_err(doing(format!("understand {}", path.display())))
+    }
+}

@@ -1,0 +1,154 @@
+//! A machine that is nobody's yet.
+
+use super::{
+    driver::{PATIENCE, blocking, random_bytes},
+    hold::Hold,
+    machine::QemuMachine,
+    notes::Notes,
+};
+use crate::{
+    DriverError, Machine, NetworkSlot, Prepared, StartSpec, doing, phases::Stopwatch,
+};
+use api::{Resources, Secret, boot::MachineClaim};
+use base64::Engine;
+use serde_json::json;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// A prepared machine. Dropping it ends it in the background.
+pub(super) struct PreparedMachine {
+    /// None once it is somebody's.
+    parts: Option<(Hold, Notes, Stopwatch)>,
+    slot: Arc<NetworkSlot>,
+}
+
+impl PreparedMachine {
+    pub(super) fn new(
+        hold: Hold,
+        notes: Notes,
+        slot: Arc<NetworkSlot>,
+        phases: Stopwatch,
+    ) -> Self {
+        Self {
+            parts: Some((hold, notes, phases)),
+            slot,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Prepared for PreparedMachine {
+    fn slot(&self) -> &Arc<NetworkSlot> {
+        &self.slot
+    }
+
+    fn is_alive(&self) -> bool {
+        self.parts
+            .as_ref()
+            .is_some_and(|(hold, ..)| hold.is_alive())
+    }
+
+    async fn start(mut self: Box<Self>, spec: StartSpec) -> Result<Box<dyn Machine>, DriverError> {
+        let Some((hold, mut notes, mut phases)) = self.parts.take() else {
+            return Err(DriverError::Guest("it has been started already".into()));
+        };
+        phases.insert(Vec::new());
+        match start(&hold, &mut notes, spec, &mut phases).await {
+            Ok(()) => Ok(Box::new(QemuMachine::new(hold, notes, phases))),
+            Err(error) => {
+                if let Err(error) = hold.end().await {
+                    tracing::warn!(%error, "a machine that did not start is not gone");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn discard(mut self: Box<Self>) {
+        if let Some((hold, ..)) = self.parts.take()
+            && let Err(error) = hold.end().await
+        {
+            tracing::warn!(%error, "a prepared machine is not gone");
+        }
+    }
+}
+
+impl Drop for PreparedMachine {
+    fn drop(&mut self) {
+        if let Some((hold, ..)) = self.parts.take() {
+            hold.end_in_background();
+        }
+    }
+}
+
+async fn start(
+    hold: &Hold,
+    notes: &mut Notes,
+    spec: StartSpec,
+    phases: &mut Stopwatch,
+) -> Result<(), DriverError> {
+    let begin = Instant::now();
+    let StartSpec {
+        resources,
+        identity,
+        host_name,
+        name_servers,
+        renew,
+        deadline,
+        ..
+    } = spec;
+    same_resources(&notes.resources, &resources)?;
+    let former = std::mem::replace(&mut notes.control_token, identity.control_token.clone());
+    if identity.port != api::envd::PORT {
+        return Err(DriverError::Unsupported {
+            cause: format!("a guest that serves on port {}", identity.port),
+            remedy: format!("Guests of machines serve on port {}", api::envd::PORT),
+        });
+    }
+    // Before it runs: whoever finds it running must be able to open it.
+    let (directory, noted) = (hold.directory.clone(), notes.clone());
+    let note = blocking(move || noted.write(&directory));
+    // A machine that runs already takes no notice.
+    let go = hold.qmp.call("cont", json!({}), PATIENCE);
+    tokio::try_join!(note, go)?;
+    phases.mark("go");
+    let claim = MachineClaim {
+        identity,
+        host_name,
+        name_servers,
+        unix_time_ns: now()?,
+        entropy: Secret::new(
+            base64::engine::general_purpose::STANDARD.encode(random_bytes::<64>()?),
+        ),
+        renew,
+    };
+    let left = deadline.saturating_sub(begin.elapsed());
+    hold.guest.claim(&claim, &former, left).await?;
+    phases.mark("identity");
+    Ok(())
+}
+
+/// A machine's processors and memory are part of its state.
+fn same_resources(prepared: &Resources, wanted: &Resources) -> Result<(), DriverError> {
+    if prepared == wanted {
+        return Ok(());
+    }
+    Err(DriverError::Unsupported {
+        cause: format!(
+            "a machine prepared with {} processors, {} of memory and {} of disk cannot have others",
+            prepared.vcpus, prepared.memory, prepared.disk
+        ),
+        remedy: "Prepare one with the resources that are wanted".into(),
+    })
+}
+
+fn now() -> Result<u64, DriverError> {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_nanos())
+        .map_err(std::io::Error::other)
+        .map_err(doing("tell the time"))
+}
