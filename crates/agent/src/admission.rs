@@ -38,6 +38,11 @@ impl Admission {
         &self.limits
     }
 
+    /// The most memory that may be promised.
+    pub(crate) fn memory_max(&self) -> Bytes {
+        Bytes((self.facts.memory_total().0 as f64 * self.limits.memory_overcommit) as u64)
+    }
+
     /// Lets a sandbox in, or says what is used up.
     pub(crate) fn reserve(self: &Arc<Self>, resources: &Resources) -> Result<Reservation, Problem> {
         let available = self.facts.memory_available();
@@ -70,10 +75,10 @@ impl Admission {
                     "this node runs {} sandboxes, the most that it may",
                     promised.sandboxes
                 ),
-                "end sandboxes that are not needed, or raise the node's limit",
+                "end sandboxes that are not needed, or start Atoll with a higher `--max-sandboxes`",
             ));
         }
-        let most = (self.facts.memory_total().0 as f64 * self.limits.memory_overcommit) as u64;
+        let most = self.memory_max().0;
         if promised.memory.saturating_add(resources.memory.0) > most {
             return Err(Problem::new(
                 ErrorCode::OutOfCapacity,
@@ -83,8 +88,8 @@ impl Admission {
                     Bytes(promised.memory),
                     Bytes(most)
                 ),
-                "ask for less memory, end sandboxes that are not needed, or raise the node's \
-                 memory overcommitment",
+                "ask for less memory, end sandboxes that are not needed, or start Atoll with a \
+                 higher `--memory-overcommit`",
             ));
         }
         Ok(self.add(&mut promised, resources))

@@ -6,13 +6,16 @@ use crate::{
     sandbox::{Found, Sandbox, Stage, spawn_new},
 };
 use api::{
-    ErrorCode, Problem, Secret,
+    Bytes, ErrorCode, Problem, Secret,
     node::{CreateSandbox, OnTimeout, SandboxStatus},
 };
 use driver::DriverKind;
 use jiff::Timestamp;
 use rand::Rng;
 use std::sync::Arc;
+
+/// The most of environment and start command, as JSON: a driver's message to the guest has 256 KiB.
+const TOLD_MAX: usize = 224 << 10;
 
 impl Agent {
     /// Checks a request, starts the sandbox, and returns when it is usable. Asking again for the
@@ -95,6 +98,18 @@ impl Agent {
                 "a sandbox needs at least one processor and some memory".into(),
             ));
         }
+        let told = told_length(request);
+        if told > TOLD_MAX {
+            return Err(Problem::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "environment and start command come to {}, and a sandbox is told {} at most",
+                    Bytes(told as u64),
+                    Bytes(TOLD_MAX as u64)
+                ),
+                "pass large values as files, written to the sandbox after it was created",
+            ));
+        }
         if request.on_timeout == OnTimeout::Pause {
             return Err(Problem::new(
                 ErrorCode::Unsupported,
@@ -108,6 +123,19 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+/// The bytes that environment and start command take on their way to the guest.
+fn told_length(request: &CreateSandbox) -> usize {
+    let length = |value: &str| serde_json::to_string(value).map_or(usize::MAX, |text| text.len());
+    let template = &request.template;
+    template
+        .environment
+        .iter()
+        .chain(&request.environment)
+        .map(|(name, value)| length(name).saturating_add(length(value)).saturating_add(2))
+        .chain(template.start_command.as_deref().map(length))
+        .fold(0, usize::saturating_add)
 }
 
 /// A driver as users write it.

@@ -10,7 +10,7 @@ use api::{
     Bytes, ErrorCode, ImageDigest, Problem, Resources, SandboxId,
     node::{
         BuildEvent, CreateSandbox, EndReason, LogLine, MetricSample, NetworkPolicy, Node,
-        NodeDescription, SandboxStatus,
+        NodeDescription, PhaseTimes, SandboxStatus,
     },
     template::{Requester, TemplateSource},
 };
@@ -78,6 +78,7 @@ impl Node for Agent {
                 memory: Bytes(promised.memory),
                 disk: Bytes(promised.disk),
             },
+            memory_max: parts.admission.memory_max(),
             sandboxes: promised.sandboxes,
             sandboxes_max: parts.admission.limits().sandboxes,
             slots_ready: parts.pool.ready(),
@@ -85,6 +86,7 @@ impl Node for Agent {
             pools: Vec::new(),
             kernel: parts.facts.kernel.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
+            phases: self.phases().into_iter().map(PhaseTimes::from).collect(),
         })
     }
 

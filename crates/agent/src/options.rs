@@ -41,7 +41,8 @@ pub struct AgentOptions {
 pub struct Limits {
     /// The most sandboxes at once.
     pub sandboxes: u32,
-    /// How many times the machine's memory may be promised. A sandbox that idles uses a small
+    /// How many times the machine's memory may be promised: the one policy about it, which the
+    /// node keeps to and the scheduler reads from the node's description. A sandbox that idles uses a small
     /// part of its limit, so 1.0 wastes the machine; what protects it from promises that all come
     /// due at once is [`Limits::memory_reserve`].
     pub memory_overcommit: f64,
@@ -71,9 +72,25 @@ pub struct PoolOptions {
     pub max: u32,
 }
 
+/// What one prepared sandbox may cost the machine while it waits, the kernel's share included:
+/// half a mebibyte was measured.
+const PREPARED_COST: Bytes = Bytes::mebibytes(1);
+
+impl PoolOptions {
+    /// For a machine with this much memory: those that wait unasked for take about one part in
+    /// 256 of it at most, and are at least 8 and at most 32.
+    pub fn for_memory(total: Bytes) -> Self {
+        let min = total.0 / 256 / PREPARED_COST.0;
+        Self {
+            min: u32::try_from(min).unwrap_or(u32::MAX).clamp(8, 32),
+            max: 128,
+        }
+    }
+}
+
 impl Default for PoolOptions {
     fn default() -> Self {
-        Self { min: 8, max: 128 }
+        Self::for_memory(Bytes(0))
     }
 }
 
@@ -84,4 +101,15 @@ pub enum OnExit {
     Kill,
     /// They go on and are found again at the next start.
     Keep,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_of_the_pool_follows_the_memory() {
+        let floor = |gibibytes| PoolOptions::for_memory(Bytes::gibibytes(gibibytes)).min;
+        assert_eq!([0, 1, 4, 8, 512].map(floor), [8, 8, 16, 32, 32]);
+    }
 }

@@ -112,6 +112,19 @@ pub struct PhaseSummary {
     pub longest: Duration,
 }
 
+impl From<PhaseSummary> for api::node::PhaseTimes {
+    fn from(summary: PhaseSummary) -> Self {
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        Self {
+            name: summary.phase,
+            count: summary.count,
+            p50_ms: milliseconds(summary.p50),
+            p99_ms: milliseconds(summary.p99),
+            max_ms: milliseconds(summary.longest),
+        }
+    }
+}
+
 /// Histograms of all phases, and of the driver's own steps.
 pub(crate) struct Phases {
     phases: [Histogram; PHASES.len()],

@@ -218,3 +218,29 @@ async fn a_stop_while_sandboxes_start_leaves_nothing() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_environment_that_no_guest_can_be_told_is_refused() {
+    let house = House::new(World::new());
+    let agent = house.agent().await;
+    let with = |number, length| CreateSandbox {
+        environment: [("BIG".to_owned(), "x".repeat(length))].into(),
+        ..request(number)
+    };
+    agent.create(with(1, 200 << 10)).await.unwrap();
+    let problem = agent.create(with(2, 250 << 10)).await.unwrap_err();
+    assert_eq!(problem.code, ErrorCode::InvalidArgument);
+    assert!(
+        problem.cause.contains("environment") && problem.remedy.contains("files"),
+        "{problem}"
+    );
+    let phases = agent.describe().await.unwrap().phases;
+    assert!(
+        phases
+            .iter()
+            .any(|phase| phase.name == "total" && phase.count == 1),
+        "{phases:?}"
+    );
+    agent.stop().await;
+    house.assert_empty();
+}

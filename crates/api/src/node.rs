@@ -309,6 +309,21 @@ pub enum LogLevel {
     Error,
 }
 
+/// How long one part of starting a sandbox takes on a node, since the node started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PhaseTimes {
+    /// Its name; `total` is all of it, and `driver: …` are steps of the driver.
+    pub name: String,
+    /// How many were measured.
+    pub count: u64,
+    /// The median in milliseconds, right to 19 %.
+    pub p50_ms: f64,
+    /// The 99th percentile in milliseconds, right to 19 %.
+    pub p99_ms: f64,
+    /// The longest in milliseconds.
+    pub max_ms: f64,
+}
+
 /// A node as it describes itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeDescription {
@@ -324,6 +339,10 @@ pub struct NodeDescription {
     pub capacity: Resources,
     /// What sandboxes were promised.
     pub allocated: Resources,
+    /// The most memory that sandboxes may be promised together. The node keeps to it, and who
+    /// places sandboxes reads it here.
+    #[serde(default)]
+    pub memory_max: Bytes,
     /// How many sandboxes run, and how many may.
     pub sandboxes: u32,
     /// The most it may run.
@@ -340,6 +359,9 @@ pub struct NodeDescription {
     pub kernel: String,
     /// Atoll's version.
     pub version: String,
+    /// Where the time of creating sandboxes goes.
+    #[serde(default)]
+    pub phases: Vec<PhaseTimes>,
 }
 
 /// What happens while a node builds a root file system.

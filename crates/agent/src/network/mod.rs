@@ -121,6 +121,9 @@ struct Inner {
 }
 
 impl Network {
+    /// The most slots that an instance has, and so the most sandboxes.
+    pub const CAPACITY: u32 = build::SLOTS;
+
     /// Chooses the addresses, loads the rules and turns forwarding on.
     ///
     /// What a run that crashed left behind is put in order; its sandboxes' slots are kept for

@@ -16,9 +16,9 @@ use crate::{
     signals::Signals,
     style,
 };
-use ::agent::PoolOptions;
+use ::agent::{PoolOptions, network::Network};
 use anyhow::Context;
-use api::Secret;
+use api::{Bytes, Secret};
 use gateway::TlsFiles;
 use server::{Plan, Server};
 use std::{
@@ -83,17 +83,22 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 
-    /// Fewest sandboxes that are kept prepared
-    #[arg(long, value_name = "COUNT", default_value_t = PoolOptions::default().min)]
-    pool_min: u32,
+    /// Fewest sandboxes that are kept prepared, up to 1 MiB each [default: 8 to 32, by memory]
+    #[arg(long, value_name = "COUNT")]
+    pool_min: Option<u32>,
 
     /// Most sandboxes that are kept prepared
     #[arg(long, value_name = "COUNT", default_value_t = PoolOptions::default().max)]
     pool_max: u32,
 
     /// Most sandboxes at once
-    #[arg(long, value_name = "COUNT", default_value_t = ::agent::Limits::default().sandboxes)]
+    #[arg(long, value_name = "COUNT", default_value_t = ::agent::Limits::default().sandboxes,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(Network::CAPACITY)))]
     max_sandboxes: u32,
+
+    /// How many times this machine's memory may be promised to sandboxes together
+    #[arg(long, value_name = "TIMES", value_parser = times, default_value_t = ::agent::Limits::default().memory_overcommit)]
+    memory_overcommit: f64,
 
     /// Name servers of sandboxes, separated by commas [default: this machine's]
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
@@ -201,6 +206,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
 }
 
 fn plan(arguments: Arguments, first_key: control::FirstKey) -> Plan {
+    let pool = PoolOptions::for_memory(Bytes(machine_memory()));
     Plan {
         first_key,
         domain: arguments.domain,
@@ -213,16 +219,33 @@ fn plan(arguments: Arguments, first_key: control::FirstKey) -> Plan {
             OnExit::Keep => ::agent::OnExit::Keep,
         },
         pool: PoolOptions {
-            min: arguments.pool_min.min(arguments.pool_max),
+            min: arguments
+                .pool_min
+                .unwrap_or(pool.min)
+                .min(arguments.pool_max),
             max: arguments.pool_max,
         },
         limits: ::agent::Limits {
             sandboxes: arguments.max_sandboxes,
+            memory_overcommit: arguments.memory_overcommit,
             ..::agent::Limits::default()
         },
         name_servers: arguments.dns,
         insecure_registries: arguments.insecure_registries,
         base: !arguments.no_base,
+    }
+}
+
+fn machine_memory() -> u64 {
+    let about = rustix::system::sysinfo();
+    about.totalram.saturating_mul(u64::from(about.mem_unit))
+}
+
+/// A number of times that makes sense: not less than once.
+fn times(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(times) if (1.0..=1000.0).contains(&times) => Ok(times),
+        _ => Err("a number from 1 to 1000 is needed".to_owned()),
     }
 }
 
