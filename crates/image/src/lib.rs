@@ -2,7 +2,7 @@
 //!
 //! What it is: a store ([`ImageStore`]) that builds images out of registries, OCI layouts, folders,
 //! tarballs and Debian packages, unpacks their layers safely, keeps each once by its content, and
-//! hands them out as read-only directories for overlayfs.
+//! hands them out as read-only directories for overlayfs, or as one read-only disk image.
 //!
 //! What it is not: it mounts nothing for sandboxes, knows no tenants and no template names, and
 //! keeps no image alive beyond the pins ([`RootFs`]) of whoever runs sandboxes from it.
@@ -15,6 +15,7 @@
 pub mod archive;
 mod build;
 pub mod digest;
+mod disk;
 pub mod error;
 pub mod limits;
 pub mod registry;

@@ -16,6 +16,8 @@ use std::{
 pub struct GarbageReport {
     /// Layers that no image has, and nobody holds.
     pub layers: u64,
+    /// Disks of images that are gone.
+    pub disks: u64,
     /// Abandoned downloads, whole or partial.
     pub downloads: u64,
     /// Debian packages that were kept for another try.
@@ -55,7 +57,7 @@ impl ImageStore {
         Ok(Bytes(inner.free(&mut state, digest, &record)))
     }
 
-    /// Deletes layers that no image has and nobody holds, removed images that nobody holds any
+    /// Deletes layers that no image has and nobody holds, disks of images that are gone, removed images that nobody holds any
     /// more, and downloads and packages older than [`super::StoreOptions::unfinished_kept`].
     ///
     /// With `dry_run` it only counts. A restarted node must first hold ([`ImageStore::root`]) what
@@ -89,6 +91,22 @@ impl ImageStore {
             }
             report.layers += 1;
             report.bytes.0 += layer_bytes(&path);
+            if !dry_run {
+                inner.layout.discard(&path)?;
+            }
+        }
+        let (images, removed) = (&state.images, &state.removed);
+        for (name, path) in named_entries(&inner.layout.disks()) {
+            let image = name.and_then(|name| super::image_digest(&name));
+            let needed = image.is_some_and(|image| {
+                images.contains_key(&image)
+                    || removed.contains_key(&image) && !abandoned.contains(&image)
+            });
+            if needed {
+                continue;
+            }
+            report.disks += 1;
+            report.bytes.0 += allocated(&path);
             if !dry_run {
                 inner.layout.discard(&path)?;
             }
@@ -156,7 +174,11 @@ impl Inner {
         _ = fs::remove_file(self.layout.removed().join(file_name(digest)));
         let needed = state.needed_layers();
         let layers: HashSet<&Digest> = record.layers.iter().collect();
-        let mut bytes = 0;
+        let disk = self.layout.disk(digest);
+        let mut bytes = allocated(&disk);
+        if let Err(error) = self.layout.discard(&disk) {
+            tracing::warn!(%error, "a disk stays until garbage is collected");
+        }
         for layer in layers.into_iter().filter(|layer| !needed.contains(layer)) {
             let path = self.layout.layer(layer);
             let size = layer_bytes(&path);
@@ -168,6 +190,11 @@ impl Inner {
         self.layout.empty_trash();
         bytes
     }
+}
+
+/// What a file takes on the disk; 0 if it is not there.
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
 }
 
 fn file_name(digest: &ImageDigest) -> String {

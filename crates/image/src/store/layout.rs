@@ -7,6 +7,7 @@
 //! | `blobs/partial/HEX` | downloads that are under way or can be resumed |
 //! | `layers/HEX/root` | an unpacked layer, complete; `layers/HEX/layer.json` describes it |
 //! | `images/HEX.json` | an image: its layers and its configuration |
+//! | `disks/HEX` | an image as one disk, for drivers that attach disks |
 //! | `removed/HEX.json` | an image that was removed while sandboxes ran from it |
 //! | `sources/HEX.json` | what a source was last built to, and from what state of it |
 //! | `packages/` | Debian packages, kept for the next try |
@@ -16,6 +17,7 @@
 //! Everything is made in `temporary/` and renamed to its place, so that what has a name is whole.
 
 use crate::{digest::Digest, error::ImageError};
+use api::ImageDigest;
 use std::{
     fs,
     io::Write,
@@ -48,6 +50,7 @@ impl Layout {
             "blobs/partial",
             "layers",
             "images",
+            "disks",
             "removed",
             "sources",
             "packages",
@@ -101,6 +104,15 @@ impl Layout {
 
     pub(crate) fn images(&self) -> PathBuf {
         self.directory.join("images")
+    }
+
+    pub(crate) fn disks(&self) -> PathBuf {
+        self.directory.join("disks")
+    }
+
+    pub(crate) fn disk(&self, image: &ImageDigest) -> PathBuf {
+        let hex = image.as_str().trim_start_matches("sha256:");
+        self.disks().join(hex)
     }
 
     pub(crate) fn removed(&self) -> PathBuf {
@@ -166,6 +178,16 @@ impl Layout {
             Err(_) if place.is_dir() => return Ok(()),
             Err(error) => return Err(ImageError::path("create", place)(error)),
         }
+        self.sync_parent(place)
+    }
+
+    /// Gives the file `made`, in a temporary directory, the name `place`.
+    pub(crate) fn publish_file(&self, made: &Path, place: &Path) -> Result<(), ImageError> {
+        if self.durable {
+            let written = fs::File::open(made).and_then(|file| file.sync_all());
+            written.map_err(ImageError::path("write out", made))?;
+        }
+        fs::rename(made, place).map_err(ImageError::path("create", place))?;
         self.sync_parent(place)
     }
 
