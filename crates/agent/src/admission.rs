@@ -2,12 +2,15 @@
 
 use crate::{facts::Facts, options::Limits};
 use api::{Bytes, ErrorCode, Problem, Resources};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What sandboxes were promised together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Promised {
+    /// Those that are not paused.
     pub(crate) sandboxes: u32,
+    /// Paused ones; they were promised disk only.
+    pub(crate) paused: u32,
     pub(crate) vcpus: u32,
     pub(crate) memory: u64,
     pub(crate) disk: u64,
@@ -31,7 +34,11 @@ impl Admission {
     }
 
     pub(crate) fn promised(&self) -> Promised {
-        *self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.promised_mut()
+    }
+
+    fn promised_mut(&self) -> MutexGuard<'_, Promised> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -45,6 +52,36 @@ impl Admission {
 
     /// Lets a sandbox in, or says what is used up.
     pub(crate) fn reserve(self: &Arc<Self>, resources: &Resources) -> Result<Reservation, Problem> {
+        let mut promised = self.check(resources)?;
+        promised.disk = promised.disk.saturating_add(resources.disk.0);
+        promised.add(resources);
+        drop(promised);
+        Ok(self.reservation(resources))
+    }
+
+    /// Whether there is so much memory that machines may be started before anybody asks.
+    pub(crate) fn has_memory_to_prepare(&self) -> bool {
+        self.facts.memory_available().0 / 2 > self.limits.memory_reserve.0
+    }
+
+    /// Whether there is room on the disk to save a sandbox.
+    pub(crate) fn has_room_for_a_state(&self) -> Result<(), Problem> {
+        let free = self.facts.disk_free();
+        if free >= self.limits.disk_reserve {
+            return Ok(());
+        }
+        Err(Problem::new(
+            ErrorCode::OutOfDisk,
+            format!(
+                "the disk of the data directory has {free} left and keeps {} free",
+                self.limits.disk_reserve
+            ),
+            "free space on it, or remove templates, snapshots and paused sandboxes that nobody uses",
+        ))
+    }
+
+    /// Whether there is room for one more that runs.
+    fn check(&self, resources: &Resources) -> Result<MutexGuard<'_, Promised>, Problem> {
         let available = self.facts.memory_available();
         if available < self.limits.memory_reserve {
             return Err(Problem::new(
@@ -56,18 +93,8 @@ impl Admission {
                 "end sandboxes that are not needed, or try again later",
             ));
         }
-        let free = self.facts.disk_free();
-        if free < self.limits.disk_reserve {
-            return Err(Problem::new(
-                ErrorCode::OutOfDisk,
-                format!(
-                    "the disk of the data directory has {free} left and keeps {} free",
-                    self.limits.disk_reserve
-                ),
-                "free space on it, or remove templates that nobody uses",
-            ));
-        }
-        let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_room_for_a_state()?;
+        let promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
         if promised.sandboxes >= self.limits.sandboxes {
             return Err(Problem::new(
                 ErrorCode::OutOfCapacity,
@@ -92,24 +119,39 @@ impl Admission {
                  higher `--memory-overcommit`",
             ));
         }
-        Ok(self.add(&mut promised, resources))
+        Ok(promised)
     }
 
     /// Counts a sandbox that runs already and can't be turned away.
     pub(crate) fn reserve_adopted(self: &Arc<Self>, resources: &Resources) -> Reservation {
         let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
-        self.add(&mut promised, resources)
+        promised.disk = promised.disk.saturating_add(resources.disk.0);
+        promised.add(resources);
+        drop(promised);
+        self.reservation(resources)
     }
 
-    fn add(self: &Arc<Self>, promised: &mut Promised, resources: &Resources) -> Reservation {
-        promised.sandboxes += 1;
-        promised.vcpus = promised.vcpus.saturating_add(resources.vcpus);
-        promised.memory = promised.memory.saturating_add(resources.memory.0);
-        promised.disk = promised.disk.saturating_add(resources.disk.0);
+    fn reservation(self: &Arc<Self>, resources: &Resources) -> Reservation {
         Reservation {
             admission: self.clone(),
             resources: *resources,
+            rests: false,
         }
+    }
+}
+
+impl Promised {
+    /// Counts one that runs; not its disk.
+    fn add(&mut self, resources: &Resources) {
+        self.sandboxes += 1;
+        self.vcpus = self.vcpus.saturating_add(resources.vcpus);
+        self.memory = self.memory.saturating_add(resources.memory.0);
+    }
+
+    fn subtract(&mut self, resources: &Resources) {
+        self.sandboxes = self.sandboxes.saturating_sub(1);
+        self.vcpus = self.vcpus.saturating_sub(resources.vcpus);
+        self.memory = self.memory.saturating_sub(resources.memory.0);
     }
 }
 
@@ -117,18 +159,39 @@ impl Admission {
 pub(crate) struct Reservation {
     admission: Arc<Admission>,
     resources: Resources,
+    /// Whether it is paused, and so needs disk only.
+    rests: bool,
+}
+
+impl Reservation {
+    /// Gives back all but the disk, as the sandbox is paused.
+    pub(crate) fn rest(&mut self) {
+        if !std::mem::replace(&mut self.rests, true) {
+            let mut promised = self.admission.promised_mut();
+            promised.subtract(&self.resources);
+            promised.paused += 1;
+        }
+    }
+
+    /// Takes it again, if there is room.
+    pub(crate) fn wake(&mut self) -> Result<(), Problem> {
+        if self.rests {
+            let mut promised = self.admission.check(&self.resources)?;
+            promised.add(&self.resources);
+            promised.paused = promised.paused.saturating_sub(1);
+            self.rests = false;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut promised = self
-            .admission
-            .promised
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        promised.sandboxes = promised.sandboxes.saturating_sub(1);
-        promised.vcpus = promised.vcpus.saturating_sub(self.resources.vcpus);
-        promised.memory = promised.memory.saturating_sub(self.resources.memory.0);
+        let mut promised = self.admission.promised_mut();
+        match self.rests {
+            true => promised.paused = promised.paused.saturating_sub(1),
+            false => promised.subtract(&self.resources),
+        }
         promised.disk = promised.disk.saturating_sub(self.resources.disk.0);
     }
 }

@@ -4,16 +4,20 @@
 //! down; and whatever else an earlier run left on the machine is removed.
 
 use crate::{
-    journal::{Ledger, Live, Record},
+    journal::{Ledger, Live, Record, Rest},
     parts::Parts,
     problems,
-    sandbox::{Adopted, Sandbox, Stage, spawn_adopted},
+    sandbox::{Adopted, AdoptedAs, Sandbox, Stage, spawn_adopted},
+    states::StateKey,
 };
-use api::{Problem, node::EndReason};
-use driver::Machine;
+use api::{
+    Problem,
+    node::{EndReason, OnTimeout},
+};
+use driver::{DriverError, Machine};
 use futures::StreamExt;
 use jiff::Timestamp;
-use std::{convert::Infallible, sync::Arc};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc};
 
 /// How many sandboxes are looked for at once.
 const CONCURRENCY: usize = 32;
@@ -38,7 +42,11 @@ pub(crate) async fn adopt(parts: &Arc<Parts>, mut ledger: Ledger) -> Result<(), 
             Err(reason) => gone.push((live, reason)),
         }
     }
-    let keep: Vec<u32> = found.iter().map(|(live, _)| live.slot).collect();
+    let keep: Vec<u32> = found
+        .iter()
+        .filter(|(_, adopted)| matches!(adopted.found, AdoptedAs::Machine { .. }))
+        .map(|(live, _)| live.slot)
+        .collect();
 
     let swept = parts
         .driver
@@ -76,11 +84,33 @@ pub(crate) async fn adopt(parts: &Arc<Parts>, mut ledger: Ledger) -> Result<(), 
             found.len()
         );
     }
+    for (live, adopted) in &found {
+        settle(parts, live, &adopted.found).await?;
+    }
+    keep_states(parts, &found).await;
     parts.registry.remember(ledger.past.into_values());
     for (live, adopted) in found {
         go_on(parts, &live, adopted);
     }
     Ok(())
+}
+
+/// Removes states of pauses and forks that nothing names any more, and pins what the others lie on.
+async fn keep_states(parts: &Arc<Parts>, found: &[(Live, Adopted)]) {
+    let paused: BTreeSet<&StateKey> = found
+        .iter()
+        .filter_map(|(_, adopted)| match &adopted.found {
+            AdoptedAs::State { lease, .. } => Some(lease.key()),
+            AdoptedAs::Machine { .. } => None,
+        })
+        .collect();
+    parts.states.doom_but(|key| paused.contains(key));
+    for (key, image) in parts.states.unpinned() {
+        match parts.images.root(&image).await {
+            Ok(root) => parts.states.pin(&key, root.pin),
+            Err(problem) => tracing::warn!("the {key} lies on an image that is gone: {problem}"),
+        }
+    }
 }
 
 async fn write(parts: &Parts, record: Record) -> Result<(), Problem> {
@@ -91,21 +121,81 @@ async fn write(parts: &Parts, record: Record) -> Result<(), Problem> {
         .map_err(|error| error.problem())
 }
 
-/// Whether a sandbox goes on, or else why it has ended.
+/// Whether a sandbox goes on and as what, or else why it has ended.
 async fn decide(parts: &Arc<Parts>, live: &Live) -> Result<Adopted, EndReason> {
-    let id = &live.request.id;
-    let record = match (live.stage(), &live.stopping, &live.machine) {
-        (Stage::Stopping, Some(reason), _) => return Err(reason.clone()),
-        (_, _, Some(record)) => record,
-        _ => {
-            let text = "Atoll was stopped while the sandbox started";
-            return Err(EndReason::FailedToStart(text.into()));
+    if let (Stage::Stopping, Some(reason)) = (live.stage(), &live.stopping) {
+        return Err(reason.clone());
+    }
+    let found = match &live.rest {
+        Some(Rest {
+            stage,
+            state: Some(key),
+            memory,
+            at,
+            ..
+        }) => match (parts.states.lease(key), stage) {
+            // Whole, so it is paused, whatever else was under way: what there may be of its machine
+            // is swept.
+            (Some(lease), _) => {
+                let (memory, at) = (*memory, *at);
+                AdoptedAs::State { lease, memory, at }
+            }
+            // Half made, so it runs on.
+            (None, Stage::Pausing) => find_machine(parts, live, Frozen::Thaw).await?,
+            (None, _) => {
+                let text = "the state that it was paused in is gone from the disk";
+                return Err(EndReason::Crashed(text.into()));
+            }
+        },
+        Some(Rest {
+            state: None,
+            stage: Stage::Paused,
+            at,
+            ..
+        }) => find_machine(parts, live, Frozen::Since(*at)).await?,
+        Some(_) => find_machine(parts, live, Frozen::Thaw).await?,
+        None => {
+            let ends = live.request.on_timeout == OnTimeout::Kill;
+            if ends && live.machine.is_some() && live.deadline <= Timestamp::now() {
+                // Its time was up while nobody looked. Nothing keeps its slot, so it is swept.
+                return Err(EndReason::TimedOut);
+            }
+            find_machine(parts, live, Frozen::No).await?
         }
     };
-    if live.deadline <= Timestamp::now() {
-        // Its time was up while nobody looked. Nothing keeps its slot, so it is swept.
-        return Err(EndReason::TimedOut);
+    // A root file system that is gone does not disturb those that have it open.
+    let root = parts.images.root(&live.request.template.image).await;
+    if let Err(problem) = &root {
+        tracing::warn!(sandbox = %live.request.id, "its root file system cannot be pinned: {problem}");
     }
+    Ok(Adopted {
+        pin: root.ok().map(|root| root.pin),
+        started_at: live.started_at,
+        deadline: live.deadline,
+        network: live.network.clone(),
+        found,
+    })
+}
+
+/// Whether a machine stands still.
+enum Frozen {
+    No,
+    /// It may, and is to go on.
+    Thaw,
+    /// It does, and is to stay so.
+    Since(Timestamp),
+}
+
+async fn find_machine(
+    parts: &Arc<Parts>,
+    live: &Live,
+    frozen: Frozen,
+) -> Result<AdoptedAs, EndReason> {
+    let id = &live.request.id;
+    let Some(record) = &live.machine else {
+        let text = "Atoll was stopped while the sandbox started";
+        return Err(EndReason::FailedToStart(text.into()));
+    };
     let machine: Arc<dyn Machine> = match parts.driver.adopt(record).await {
         Ok(Some(machine)) => Arc::from(machine),
         Ok(None) => {
@@ -136,19 +226,52 @@ async fn decide(parts: &Arc<Parts>, live: &Live) -> Result<Adopted, EndReason> {
             return Err(EndReason::Crashed(text));
         }
     };
-    // A root file system that is gone does not disturb those that have it open.
-    let root = parts.images.root(&live.request.template.image).await;
-    if let Err(problem) = &root {
-        tracing::warn!(sandbox = %id, "its root file system cannot be pinned: {problem}");
+    if matches!(frozen, Frozen::Thaw) {
+        match machine.thaw().await {
+            // A driver that never freezes in place has nothing to thaw.
+            Ok(()) | Err(DriverError::Unsupported { .. }) => {}
+            Err(error) => {
+                let error = problems::chain(&error);
+                return Err(EndReason::Crashed(format!(
+                    "Atoll was stopped while it was paused, and it cannot go on: {error}"
+                )));
+            }
+        }
     }
-    Ok(Adopted {
+    let lease = live.origin.as_ref();
+    Ok(AdoptedAs::Machine {
         machine,
         slot,
-        pin: root.ok().map(|root| root.pin),
-        started_at: live.started_at,
-        deadline: live.deadline,
-        network: live.network.clone(),
+        lease: lease.and_then(|key| parts.states.lease_adopted(key)),
+        frozen_at: match frozen {
+            Frozen::Since(at) => Some(at),
+            Frozen::No | Frozen::Thaw => None,
+        },
     })
+}
+
+/// Writes down where a pause or a resume that was interrupted has ended.
+async fn settle(parts: &Parts, live: &Live, found: &AdoptedAs) -> Result<(), Problem> {
+    let id = live.request.id.clone();
+    let Some(rest) = &live.rest else {
+        return Ok(());
+    };
+    let record = match found {
+        AdoptedAs::State { .. } if rest.stage != Stage::Paused => Record::Paused { id },
+        AdoptedAs::Machine {
+            machine,
+            frozen_at: None,
+            ..
+        } => Record::Running {
+            id,
+            machine: machine.record(),
+            started_at: live.started_at,
+            deadline: live.deadline,
+            origin: live.origin.clone(),
+        },
+        _ => return Ok(()),
+    };
+    write(parts, record).await
 }
 
 fn go_on(parts: &Arc<Parts>, live: &Live, adopted: Adopted) {

@@ -11,6 +11,8 @@ use crate::{
     phases::{PhaseSummary, Phases},
     pool::{Pool, Preparer},
     sandbox::{Registry, Request, Sandbox},
+    states::States,
+    templates::Making,
 };
 use api::{ErrorCode, Problem, node::EndReason};
 use std::{sync::Arc, time::Duration};
@@ -25,6 +27,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// Its tasks end with [`Agent::stop`] or with the runtime. In the second case, as when the program
 /// is killed, sandboxes go on and the next start finds them.
+#[derive(Clone)]
 pub struct Agent {
     pub(crate) parts: Arc<Parts>,
     pub(crate) on_exit: OnExit,
@@ -51,9 +54,16 @@ impl Agent {
                     "check the permissions of the data directory",
                 )
             })?;
-            Ok::<_, Problem>((journal, ledger, logs, Facts::new(&data_dir)))
+            let states = States::open(&data_dir).map_err(|error| {
+                Problem::new(
+                    ErrorCode::Internal,
+                    format!("cannot read the states in {}: {error}", data_dir.display()),
+                    "check the permissions of the data directory",
+                )
+            })?;
+            Ok::<_, Problem>((journal, ledger, logs, Facts::new(&data_dir), states))
         });
-        let (journal, ledger, logs, facts) = opened.await.map_err(|error| {
+        let (journal, ledger, logs, facts, states) = opened.await.map_err(|error| {
             Problem::new(ErrorCode::Internal, format!("cannot start: {error}"), "")
         })??;
         let (journal, facts) = (Arc::new(journal), Arc::new(facts));
@@ -80,6 +90,8 @@ impl Agent {
             facts,
             admission,
             registry: Registry::default(),
+            states: Arc::new(states),
+            making: Making::default(),
             logs,
             phases: Phases::new(),
             starts: Semaphore::new(processors as usize * 2),
@@ -144,7 +156,8 @@ impl Agent {
         parts.tasks.close();
         // Tasks whose sandbox cannot be taken down go on trying; they must not hold up the end.
         let _ = tokio::time::timeout(Duration::from_secs(2), parts.tasks.wait()).await;
-        let left = parts.registry.live_count() > 0;
+        let live = parts.registry.all_live();
+        let left = live.iter().any(|sandbox| sandbox.is_on_the_machine());
         parts.driver.shutdown().await;
         parts.network.stop(left).await;
     }

@@ -30,6 +30,7 @@ pub(crate) async fn run(parts: Arc<Parts>) {
         let done = tokio::task::spawn_blocking(move || {
             work.facts.refresh();
             sample(&work);
+            make_room(&work);
             if prune {
                 forget(&work);
             }
@@ -62,6 +63,24 @@ fn sample(parts: &Parts) {
                 tracing::debug!(sandbox = %sandbox.id(), "cannot sample: {}", crate::problems::chain(&error));
             }
         }
+    }
+}
+
+/// Makes room on a disk that is nearly full, by removing what can be made again.
+fn make_room(parts: &Parts) {
+    let (free, reserve) = (
+        parts.facts.disk_free().0,
+        parts.admission.limits().disk_reserve.0,
+    );
+    let watermark = reserve.saturating_mul(2);
+    if free >= watermark {
+        return;
+    }
+    for (key, size) in parts.states.evict(watermark - free) {
+        tracing::info!(
+            "the disk is nearly full: removed the {key}, {}; it is made again when it is needed",
+            api::Bytes(size)
+        );
     }
 }
 

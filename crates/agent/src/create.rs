@@ -4,10 +4,11 @@ use crate::{
     agent::Agent,
     problems,
     sandbox::{Found, Sandbox, Stage, spawn_new},
+    states::Lease,
 };
 use api::{
     Bytes, ErrorCode, Problem, Secret,
-    node::{CreateSandbox, OnTimeout, SandboxStatus},
+    node::{CreateSandbox, SandboxStatus},
 };
 use driver::DriverKind;
 use jiff::Timestamp;
@@ -24,6 +25,15 @@ impl Agent {
         &self,
         request: CreateSandbox,
     ) -> Result<SandboxStatus, Problem> {
+        self.create_from(request, None).await
+    }
+
+    /// The same, from another state than its build's if one is given.
+    pub(crate) async fn create_from(
+        &self,
+        request: CreateSandbox,
+        given: Option<Lease>,
+    ) -> Result<SandboxStatus, Problem> {
         let parts = &self.parts;
         if parts.stopping.is_cancelled() {
             return Err(problems::stopping());
@@ -35,6 +45,9 @@ impl Agent {
         let taken = parts.registry.insert_new(&id, || {
             let reservation = parts.admission.reserve(&request.resources)?;
             let (sandbox, inbox) = Sandbox::new(request.clone(), random_token(), Timestamp::now());
+            if let Some(lease) = given {
+                sandbox.give(lease);
+            }
             made = Some((sandbox.clone(), inbox, reservation));
             Ok::<_, Problem>(sandbox)
         })?;
@@ -110,17 +123,6 @@ impl Agent {
                 "pass large values as files, written to the sandbox after it was created",
             ));
         }
-        if request.on_timeout == OnTimeout::Pause {
-            return Err(Problem::new(
-                ErrorCode::Unsupported,
-                format!(
-                    "the {} driver of this node cannot pause a sandbox when its time is up",
-                    driver_name(parts.driver.kind())
-                ),
-                "let it end when its time is up (`on_timeout: kill`) and extend its time while \
-                 it is needed; pausing needs a driver that takes snapshots",
-            ));
-        }
         Ok(())
     }
 }
@@ -148,7 +150,7 @@ pub(crate) fn driver_name(kind: DriverKind) -> &'static str {
 }
 
 /// 128 random bits in hexadecimal.
-fn random_token() -> Secret {
+pub(crate) fn random_token() -> Secret {
     let bits: u128 = rand::rng().random();
     Secret::new(format!("{bits:032x}"))
 }

@@ -23,6 +23,16 @@ pub trait Images: Send + Sync + 'static {
     /// The layers of a root file system, pinned. Fails with `NotFound` if it is not on this node.
     async fn root(&self, digest: &ImageDigest) -> Result<Root, Problem>;
 
+    /// A root file system as one read-only disk image, made if it is not there. It is kept as long
+    /// as the root file system is.
+    async fn disk(&self, digest: &ImageDigest) -> Result<PathBuf, Problem> {
+        Err(Problem::new(
+            ErrorCode::Unsupported,
+            format!("there is no disk image of {digest} on this node"),
+            "use the container driver",
+        ))
+    }
+
     /// Builds a root file system; see [`api::node::Node::build`].
     async fn build(
         &self,

@@ -2,7 +2,8 @@
 //!
 //! What it is: the owner of all sandboxes of one machine. It keeps sandboxes prepared ahead
 //! (`pool`), starts and ends them (`sandbox`), journals what it must not forget (`journal`) so that
-//! it can be killed and started again while they go on (`adoption`), samples what they use
+//! it can be killed and started again while they go on (`adoption`), saves them on the disk while
+//! they are paused, and what others start from (`states`, `templates`), samples what they use
 //! (`metrics`), keeps what they print (`logs`), and gives each a network of its own ([`network`]).
 //!
 //! What it is not: it knows no tenants' rights, no templates' names and no public API; it does what
@@ -20,6 +21,7 @@ mod create;
 mod facts;
 #[doc(hidden)]
 pub mod fuzzing;
+mod guest_call;
 mod images;
 mod journal;
 mod locate;
@@ -33,8 +35,12 @@ mod phases;
 mod pool;
 mod problems;
 mod sandbox;
+mod saving;
 pub mod simulation;
 mod slots;
+mod source;
+mod states;
+mod templates;
 
 pub use agent::Agent;
 pub use images::{Images, Root};

@@ -2,7 +2,7 @@
 
 use crate::{agent::Agent, sandbox::Stage};
 use api::{
-    SandboxId,
+    Problem, SandboxId,
     route::{Locate, Route},
 };
 
@@ -18,6 +18,10 @@ impl Locate for Agent {
             .iter()
             .filter_map(|sandbox| Some((sandbox.id().clone(), sandbox.route()?)))
             .collect()
+    }
+
+    async fn wake(&self, id: &SandboxId) -> Result<Option<Route>, Problem> {
+        self.wake_sandbox(id).await
     }
 
     async fn ended(&self, id: &SandboxId) {

@@ -4,13 +4,16 @@ use crate::{
     agent::Agent,
     create::driver_name,
     problems,
-    sandbox::{Found, Request, Stage},
+    sandbox::{Found, Request},
+    states::StateKey,
+    templates,
 };
 use api::{
-    Bytes, ErrorCode, ImageDigest, Problem, Resources, SandboxId,
+    BuildId, Bytes, ErrorCode, ImageDigest, Problem, Resources, SandboxId,
     node::{
-        BuildEvent, CreateSandbox, EndReason, LogLine, MetricSample, NetworkPolicy, Node,
-        NodeDescription, PhaseTimes, SandboxStatus,
+        BuildEvent, CreateSandbox, EndReason, ForkChild, Garbage, LogLine, MetricSample,
+        NetworkPolicy, Node, NodeDescription, PhaseTimes, Resumed, SandboxStatus, SnapshotInfo,
+        TemplateBuild,
     },
     template::{Requester, TemplateSource},
 };
@@ -24,39 +27,6 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Log lines that one request may ask for at most.
 const LOG_LINES_MAX: usize = 10_000;
-
-impl Agent {
-    /// Sends a request to a sandbox that has not ended and waits for the answer.
-    async fn ask(
-        &self,
-        id: &SandboxId,
-        request: impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Request,
-    ) -> Result<SandboxStatus, Problem> {
-        let ended = || crate::sandbox::not_running(id, Stage::Ended);
-        let sandbox = match self.parts.registry.find(id) {
-            Some(Found::Live(sandbox)) => sandbox,
-            Some(Found::Ended(_)) => return Err(ended()),
-            None => return Err(problems::unknown(id)),
-        };
-        let (done, answer) = oneshot::channel();
-        let exchange = async {
-            if sandbox.send(request(done)).await {
-                answer.await.ok()
-            } else {
-                None
-            }
-        };
-        match tokio::time::timeout(REQUEST_DEADLINE, exchange).await {
-            Ok(Some(result)) => result.map(|()| sandbox.status()),
-            Ok(None) => Err(ended()),
-            Err(_) => Err(Problem::new(
-                ErrorCode::DeadlineExceeded,
-                format!("sandbox {id} did not answer in time"),
-                "try again; if it stays like this, look at the node's log",
-            )),
-        }
-    }
-}
 
 #[async_trait::async_trait]
 impl Node for Agent {
@@ -82,8 +52,8 @@ impl Node for Agent {
             sandboxes: promised.sandboxes,
             sandboxes_max: parts.admission.limits().sandboxes,
             slots_ready: parts.pool.ready(),
-            paused: 0,
-            pools: Vec::new(),
+            paused: promised.paused,
+            pools: parts.pool.reports(),
             kernel: parts.facts.kernel.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             phases: self.phases().into_iter().map(PhaseTimes::from).collect(),
@@ -141,14 +111,14 @@ impl Node for Agent {
         id: &SandboxId,
         deadline: Timestamp,
     ) -> Result<SandboxStatus, Problem> {
-        self.ask(id, |done| Request::SetDeadline { deadline, done })
-            .await
+        let move_it = |done| Request::SetDeadline { deadline, done };
+        let (sandbox, ()) = self.ask(id, REQUEST_DEADLINE, move_it).await?;
+        Ok(sandbox.status())
     }
 
     async fn set_network(&self, id: &SandboxId, policy: NetworkPolicy) -> Result<(), Problem> {
-        self.ask(id, |done| Request::SetNetwork { policy, done })
-            .await
-            .map(|_| ())
+        let replace = |done| Request::SetNetwork { policy, done };
+        self.ask(id, REQUEST_DEADLINE, replace).await.map(|_| ())
     }
 
     async fn metrics(
@@ -206,5 +176,64 @@ impl Node for Agent {
         self.parts.images.remove(digest).await?;
         self.parts.images.collect_garbage().await;
         Ok(())
+    }
+
+    async fn pause(&self, id: &SandboxId, memory: bool) -> Result<SandboxStatus, Problem> {
+        self.pause_sandbox(id, memory).await
+    }
+
+    async fn resume(&self, id: &SandboxId, timeout: Duration) -> Result<Resumed, Problem> {
+        self.resume_sandbox(id, timeout).await
+    }
+
+    async fn snapshot(
+        &self,
+        id: &SandboxId,
+        build: TemplateBuild,
+        memory: bool,
+    ) -> Result<SnapshotInfo, Problem> {
+        self.snapshot_sandbox(id, build, memory).await
+    }
+
+    async fn fork(
+        &self,
+        id: &SandboxId,
+        children: Vec<ForkChild>,
+    ) -> Result<Vec<Result<SandboxStatus, Problem>>, Problem> {
+        self.fork_sandbox(id, children).await
+    }
+
+    async fn prepare_template(
+        &self,
+        build: TemplateBuild,
+        resources: Resources,
+    ) -> Result<BoxStream<'static, BuildEvent>, Problem> {
+        if self.parts.stopping.is_cancelled() {
+            return Err(problems::stopping());
+        }
+        Ok(templates::prepare(&self.parts, build, resources))
+    }
+
+    async fn remove_state(&self, build: &BuildId) -> Result<(), Problem> {
+        self.parts.states.doom(&StateKey::Build(build.clone()));
+        self.parts.pool.clear(build).await;
+        Ok(())
+    }
+
+    async fn collect_garbage(
+        &self,
+        keep: Vec<BuildId>,
+        dry_run: bool,
+    ) -> Result<Vec<Garbage>, Problem> {
+        let (states, keep) = (self.parts.states.clone(), keep.into_iter().collect());
+        let collected =
+            tokio::task::spawn_blocking(move || states.collect_garbage(&keep, dry_run)).await;
+        collected.map_err(|error| {
+            Problem::new(
+                ErrorCode::Internal,
+                format!("looking for garbage ended unexpectedly: {error}"),
+                "look at the node's log",
+            )
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     admission::Admission, facts::Facts, images::Images, journal::Journal, logs::LogStore,
-    phases::Phases, pool::Pool, sandbox::Registry, slots::Slots,
+    phases::Phases, pool::Pool, sandbox::Registry, slots::Slots, states::States, templates::Making,
 };
 use api::NodeId;
 use driver::Driver;
@@ -22,6 +22,9 @@ pub(crate) struct Parts {
     pub(crate) admission: Arc<Admission>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) registry: Registry,
+    pub(crate) states: Arc<States>,
+    /// Templates that are being started.
+    pub(crate) making: Making,
     pub(crate) logs: LogStore,
     pub(crate) phases: Phases,
     /// Turns to start a sandbox: so many at once that all processors are busy, and not so many

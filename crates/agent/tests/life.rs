@@ -7,7 +7,7 @@ mod common;
 use agent::simulation::World;
 use api::{
     ErrorCode,
-    node::{CreateSandbox, EndReason, NetworkPolicy, Node, OnTimeout, SandboxState},
+    node::{CreateSandbox, EndReason, NetworkPolicy, Node, SandboxState},
     route::Locate,
 };
 use common::{House, create, ended, id, request, status, wait_for};
@@ -316,13 +316,6 @@ async fn what_it_may_reach_is_set_before_it_runs_and_can_be_changed() {
 async fn requests_that_make_no_sense_are_refused() {
     let house = House::new(World::new());
     let agent = house.agent().await;
-    let paused = CreateSandbox {
-        on_timeout: OnTimeout::Pause,
-        ..request(1)
-    };
-    let problem = agent.create(paused).await.unwrap_err();
-    assert_eq!(problem.code, ErrorCode::Unsupported);
-    assert!(problem.cause.contains("container") && !problem.remedy.is_empty());
     let nothing = CreateSandbox {
         timeout: Duration::ZERO,
         ..request(1)

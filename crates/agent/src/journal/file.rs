@@ -72,7 +72,15 @@ impl JournalFile {
                 text.truncate(start);
             }
         }
-        match self.file.write_all(&text) {
+        let lasting = records.iter().any(Record::outlives_the_machine);
+        let written = self.file.write_all(&text).and_then(|()| {
+            if lasting {
+                self.file.sync_data()
+            } else {
+                Ok(())
+            }
+        });
+        match written {
             Ok(()) => {
                 self.length += text.len() as u64;
                 for (record, _) in records
@@ -253,6 +261,10 @@ fn rewrite(path: &Path, ledger: &Ledger) -> Result<(File, u64), JournalError> {
         .map_err(|source| failed("cannot write", &beside, source))?;
     length += text.len() as u64;
     drop(writer);
+    if ledger.live.values().any(|live| live.rest.is_some()) {
+        file.sync_all()
+            .map_err(|source| failed("cannot write", &beside, source))?;
+    }
     std::fs::rename(&beside, path).map_err(|source| failed("cannot rename", &beside, source))?;
     Ok((file, length))
 }

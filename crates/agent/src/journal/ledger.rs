@@ -1,7 +1,10 @@
 //! What the journal's records add up to.
 
 use super::record::Record;
-use crate::sandbox::{IllegalTransition, Stage};
+use crate::{
+    sandbox::{IllegalTransition, Stage},
+    states::StateKey,
+};
 use api::{
     SandboxId, Secret,
     node::{CreateSandbox, EndReason, NetworkPolicy, SandboxState, SandboxStatus},
@@ -38,6 +41,19 @@ pub(crate) enum IllegalRecord {
     Twice(SandboxId),
 }
 
+/// A pause, from when it began until the sandbox runs again.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Rest {
+    /// `Pausing`, `Paused` or `Resuming`.
+    pub(crate) stage: Stage,
+    /// None if it is frozen in place.
+    pub(crate) state: Option<StateKey>,
+    pub(crate) memory: bool,
+    pub(crate) at: Timestamp,
+    /// Where it is being brought back.
+    pub(crate) slot: Option<u32>,
+}
+
 /// A sandbox that has not ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Live {
@@ -49,16 +65,21 @@ pub(crate) struct Live {
     pub(crate) started_at: Timestamp,
     pub(crate) deadline: Timestamp,
     pub(crate) network: NetworkPolicy,
+    /// The state whose files it runs on.
+    pub(crate) origin: Option<StateKey>,
+    /// Set unless it runs.
+    pub(crate) rest: Option<Rest>,
     /// Set once it is being ended.
     pub(crate) stopping: Option<EndReason>,
 }
 
 impl Live {
     pub(crate) fn stage(&self) -> Stage {
-        match (&self.stopping, &self.machine) {
-            (Some(_), _) => Stage::Stopping,
-            (None, Some(_)) => Stage::Running,
-            (None, None) => Stage::Starting,
+        match (&self.stopping, &self.rest, &self.machine) {
+            (Some(_), _, _) => Stage::Stopping,
+            (None, Some(rest), _) => rest.stage,
+            (None, None, Some(_)) => Stage::Running,
+            (None, None, None) => Stage::Starting,
         }
     }
 
@@ -139,6 +160,8 @@ impl Ledger {
                         started_at: *at,
                         deadline: crate::clock::after(*at, request.timeout),
                         network: request.network.clone(),
+                        origin: None,
+                        rest: None,
                         stopping: None,
                     },
                 );
@@ -148,11 +171,44 @@ impl Ledger {
                 machine,
                 started_at,
                 deadline,
+                origin,
             } => {
                 let live = self.enter(id, Stage::Running)?;
                 live.machine = Some(machine.clone());
+                live.slot = machine.slot;
+                live.origin = origin.clone();
+                live.rest = None;
                 live.started_at = *started_at;
                 live.deadline = *deadline;
+            }
+            Record::Pausing {
+                id,
+                state,
+                memory,
+                at,
+            } => {
+                self.enter(id, Stage::Pausing)?.rest = Some(Rest {
+                    stage: Stage::Pausing,
+                    state: state.clone(),
+                    memory: *memory,
+                    at: *at,
+                    slot: None,
+                });
+            }
+            Record::Paused { id } => {
+                if let Some(rest) = &mut self.enter(id, Stage::Paused)?.rest {
+                    rest.stage = Stage::Paused;
+                    rest.slot = None;
+                }
+            }
+            Record::Resuming { id, slot } => {
+                if let Some(rest) = &mut self.enter(id, Stage::Resuming)?.rest {
+                    rest.stage = Stage::Resuming;
+                    rest.slot = *slot;
+                }
+                if let Some(slot) = slot {
+                    self.reserved.remove(slot);
+                }
             }
             Record::Deadline { id, deadline } => self.live(id)?.deadline = *deadline,
             Record::Network { id, policy } => self.live(id)?.network = policy.clone(),
@@ -249,6 +305,7 @@ impl Ledger {
                     machine: machine.clone(),
                     started_at: live.started_at,
                     deadline: live.deadline,
+                    origin: live.origin.clone(),
                 });
             } else if live.deadline != crate::clock::after(live.started_at, live.request.timeout) {
                 records.push(Record::Deadline {
@@ -261,6 +318,23 @@ impl Ledger {
                     id: id(),
                     policy: live.network.clone(),
                 });
+            }
+            if let Some(rest) = &live.rest {
+                records.push(Record::Pausing {
+                    id: id(),
+                    state: rest.state.clone(),
+                    memory: rest.memory,
+                    at: rest.at,
+                });
+                if rest.stage != Stage::Pausing {
+                    records.push(Record::Paused { id: id() });
+                }
+                if rest.stage == Stage::Resuming {
+                    records.push(Record::Resuming {
+                        id: id(),
+                        slot: rest.slot,
+                    });
+                }
             }
             if let Some(reason) = &live.stopping {
                 records.push(Record::Stopping {

@@ -3,8 +3,9 @@
 //!
 //! `agent/journal` in the data directory is a file of JSON lines that only grows. Its first line
 //! says its version; each other line is a [`Record`]. A record is written, with one `write(2)`,
-//! before what it says is acted upon or handed out. It is not forced to the disk: it must survive
-//! the death of this program, not of the machine, because no sandbox survives that.
+//! before what it says is acted upon or handed out. That a sandbox is paused is forced to the disk
+//! before it is told, because it survives the machine; the rest must only survive the death of
+//! this program.
 //!
 //! - A last line that was torn by the death of the program is ignored, and so is a line that makes
 //!   no sense after those before it.
@@ -23,7 +24,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ledger::{HISTORY_COUNT, HISTORY_TIME, Ledger, Live, ended_at, status};
+pub(crate) use ledger::{HISTORY_COUNT, HISTORY_TIME, Ledger, Live, Rest, ended_at, status};
 pub(crate) use record::Record;
 
 use api::{ErrorCode, Problem};

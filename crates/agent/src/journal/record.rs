@@ -1,5 +1,6 @@
 //! The lines of the journal.
 
+use crate::states::StateKey;
 use api::{
     SandboxId, Secret,
     node::{CreateSandbox, EndReason, NetworkPolicy, SandboxStatus},
@@ -59,6 +60,34 @@ pub(crate) enum Record {
         started_at: Timestamp,
         /// When its time is up.
         deadline: Timestamp,
+        /// The state whose files it runs on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        origin: Option<StateKey>,
+    },
+    /// It is about to be saved, or frozen in place. If that fails, it is running again.
+    Pausing {
+        /// Which.
+        id: SandboxId,
+        /// Where it is saved. It counts as paused from the moment when that is whole. None if it
+        /// is frozen in place.
+        state: Option<StateKey>,
+        /// Whether with its memory.
+        memory: bool,
+        /// When.
+        at: Timestamp,
+    },
+    /// It is paused; of one that was saved, nothing but the state is left or will be.
+    Paused {
+        /// Which.
+        id: SandboxId,
+    },
+    /// It is about to be brought back, in this slot unless it was frozen in place. If that fails,
+    /// it is paused again.
+    Resuming {
+        /// Which.
+        id: SandboxId,
+        /// The slot's number.
+        slot: Option<u32>,
     },
     /// Its time was moved.
     Deadline {
@@ -99,4 +128,11 @@ pub(crate) enum Record {
         /// How it ended and what it was.
         status: Arc<SandboxStatus>,
     },
+}
+
+impl Record {
+    /// Whether it must survive the death of the machine, as what it speaks of does.
+    pub(crate) fn outlives_the_machine(&self) -> bool {
+        matches!(self, Self::Paused { .. })
+    }
 }

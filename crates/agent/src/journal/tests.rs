@@ -1,6 +1,7 @@
 //! Whatever happens to the file, what is read from it is legal.
 
 use super::{Journal, Ledger, Record, file};
+use crate::states::StateKey;
 use api::{
     ClusterId, NodeId, Resources, SandboxId, Secret,
     node::{CreateSandbox, EndReason, NetworkPolicy, OnTimeout, TemplateBuild},
@@ -69,6 +70,7 @@ fn running(number: u32) -> Record {
         },
         started_at: moment(2),
         deadline: moment(900),
+        origin: None,
     }
 }
 
@@ -82,7 +84,7 @@ fn ended(number: u32) -> Record {
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
-    (0u32..4, 0u8..8).prop_map(|(number, kind)| match kind {
+    (0u32..4, 0u8..11).prop_map(|(number, kind)| match kind {
         0 => Record::Reserved { slot: number },
         1 => Record::Released { slot: number },
         2 => starting(number),
@@ -101,6 +103,20 @@ fn any_record() -> impl Strategy<Value = Record> {
                 policy,
             }
         }
+        8 => Record::Pausing {
+            id: id(number),
+            state: (number % 2 == 0).then(|| StateKey::Paused {
+                sandbox: id(number),
+                count: 1,
+            }),
+            memory: true,
+            at: moment(30),
+        },
+        9 => Record::Paused { id: id(number) },
+        10 => Record::Resuming {
+            id: id(number),
+            slot: Some(number),
+        },
         6 => Record::Stopping {
             id: id(number),
             reason: EndReason::Killed,

@@ -51,6 +51,11 @@ impl Demand {
         self.peak * 0.5f64.powf(elapsed / HALF_LIFE.as_secs_f64())
     }
 
+    /// Whether what was asked for is long ago.
+    pub(super) fn is_over(&self, now: Duration) -> bool {
+        self.decayed(now) < 0.5
+    }
+
     /// How many should be ready at `now`, if `room` more sandboxes may run.
     pub(super) fn target(&self, now: Duration, options: &PoolOptions, room: u32) -> u32 {
         let wanted = (self.decayed(now) * HEADROOM).ceil() as u32;

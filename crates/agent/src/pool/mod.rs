@@ -3,18 +3,24 @@
 //! One task keeps the pool: it refills up to a target that follows demand ([`demand`]), yields to
 //! creates, replaces what died while it waited, and lets surplus go one by one. A create that finds
 //! the pool empty prepares for itself.
+//!
+//! What some drivers prepare may become any sandbox, and there is one shelf for all. Others prepare
+//! for one origin: for each build that is asked for there is a shelf ([`shelf`]), whose sandboxes
+//! have their state loaded already; it follows the build's own demand, and goes with it.
 
 mod demand;
 mod preparer;
+mod shelf;
 
 pub(crate) use preparer::Preparer;
 
-use crate::{admission::Admission, options::PoolOptions};
-use api::{ErrorCode, Problem};
-use demand::{Demand, refills_allowed};
-use driver::Prepared;
+use crate::{admission::Admission, options::PoolOptions, source::Source, states::Lease};
+use api::{BuildId, ErrorCode, Problem, Resources, node::PoolReport};
+use demand::refills_allowed;
+use driver::{Plan, Prepared};
+use shelf::{Key, Shelf};
 use std::{
-    collections::VecDeque,
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -31,15 +37,18 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
 
 struct State {
-    ready: VecDeque<Box<dyn Prepared>>,
-    /// Preparations under way for the pool.
-    preparing: u32,
+    shelves: HashMap<Key, Shelf>,
     /// Creates under way.
     creating: u32,
-    demand: Demand,
     closed: bool,
     retry_at: Option<Instant>,
     retry_pause: Duration,
+}
+
+/// A prepared sandbox, for whoever starts it.
+pub(crate) struct Claimed {
+    pub(crate) prepared: Box<dyn Prepared>,
+    key: Option<Key>,
 }
 
 /// The pool.
@@ -61,6 +70,10 @@ impl Pool {
         admission: Arc<Admission>,
         processors: u32,
     ) -> Self {
+        let mut shelves = HashMap::new();
+        if preparer.driver.capabilities().prepares_anything {
+            shelves.insert(Key::Anything, Shelf::anything());
+        }
         Self {
             preparer,
             options,
@@ -68,10 +81,8 @@ impl Pool {
             processors,
             began: Instant::now(),
             state: Mutex::new(State {
-                ready: VecDeque::new(),
-                preparing: 0,
+                shelves,
                 creating: 0,
-                demand: Demand::default(),
                 closed: false,
                 retry_at: None,
                 retry_pause: RETRY.0,
@@ -87,36 +98,64 @@ impl Pool {
 
     /// How many are ready.
     pub(crate) fn ready(&self) -> u32 {
-        self.state().ready.len() as u32
+        let state = self.state();
+        state
+            .shelves
+            .values()
+            .map(|shelf| shelf.ready.len() as u32)
+            .sum()
+    }
+
+    /// What is prepared ahead, and for what.
+    pub(crate) fn reports(&self) -> Vec<PoolReport> {
+        let state = self.state();
+        let shelves = state.shelves.iter();
+        shelves
+            .map(|(key, shelf)| shelf.report(key, self.target(key, shelf)))
+            .collect()
+    }
+
+    /// For what is prepared and started outside of the pool.
+    pub(crate) fn preparer(&self) -> &Preparer {
+        &self.preparer
     }
 
     /// Announces a create, to which refilling yields until the answer is dropped.
     pub(crate) fn begin_create(self: &Arc<Self>) -> Creating {
-        let mut state = self.state();
-        state.creating += 1;
-        state.demand.record(self.began.elapsed(), &self.options);
+        self.state().creating += 1;
         Creating(self.clone())
     }
 
-    /// A prepared sandbox: a ready one, or one made for the caller.
+    /// A prepared sandbox for a source: a ready one, or one made for the caller.
     pub(crate) async fn claim(
         self: &Arc<Self>,
+        source: &Source,
+        resources: Resources,
         deadline: Duration,
-    ) -> Result<Box<dyn Prepared>, Problem> {
-        if let Some(prepared) = self.take_ready() {
-            return Ok(prepared);
+    ) -> Result<Claimed, Problem> {
+        let key = match self.preparer.driver.capabilities().prepares_anything {
+            true => Some(Key::Anything),
+            false => Key::of(source, &resources),
+        };
+        if let Some(key) = &key
+            && let Some(prepared) = self.take_ready(key, source, resources)
+        {
+            let key = Some(key.clone());
+            return Ok(Claimed { prepared, key });
         }
         if self.state().closed {
             return Err(crate::problems::stopping());
         }
         let (send, receive) = oneshot::channel();
-        let pool = self.clone();
+        let (pool, plan, lease) = (self.clone(), source.plan(resources), source.lease.clone());
         // A task of its own, because a preparation must not be dropped halfway.
         self.tasks.spawn(async move {
-            let result = pool.preparer.prepare().await;
-            if let Err(Ok(prepared)) = send.send(result) {
-                pool.put_back(prepared).await;
+            let result = pool.preparer.prepare(&plan).await;
+            let claimed = result.map(|prepared| Claimed { prepared, key });
+            if let Err(Ok(claimed)) = send.send(claimed) {
+                pool.put_back(claimed).await;
             }
+            drop(lease);
         });
         match tokio::time::timeout(deadline, receive).await {
             Ok(Ok(result)) => result,
@@ -129,25 +168,61 @@ impl Pool {
         }
     }
 
-    fn take_ready(self: &Arc<Self>) -> Option<Box<dyn Prepared>> {
-        loop {
-            let prepared = self.state().ready.pop_front()?;
-            if prepared.is_alive() {
-                return Some(prepared);
+    fn take_ready(
+        self: &Arc<Self>,
+        key: &Key,
+        source: &Source,
+        resources: Resources,
+    ) -> Option<Box<dyn Prepared>> {
+        let (taken, dead) = {
+            let mut state = self.state();
+            if state.closed {
+                return None;
             }
+            let now = self.began.elapsed();
+            let bounds = Shelf::bounds(key, &self.options);
+            let shelf = state
+                .shelves
+                .entry(key.clone())
+                .or_insert_with(|| Shelf::of(source, resources));
+            shelf.demand.record(now, &bounds);
+            let mut dead = Vec::new();
+            let taken = loop {
+                match shelf.ready.pop_front() {
+                    Some(prepared) if !prepared.is_alive() => dead.push(prepared),
+                    other => break other,
+                }
+            };
+            match taken {
+                Some(_) => shelf.hits += 1,
+                None => shelf.misses += 1,
+            }
+            (taken, dead)
+        };
+        for prepared in dead {
             self.discard_later(prepared);
         }
+        self.wake.notify_one();
+        taken
     }
 
     /// Returns a prepared sandbox that was not needed after all.
-    pub(crate) async fn put_back(self: &Arc<Self>, prepared: Box<dyn Prepared>) {
+    pub(crate) async fn put_back(self: &Arc<Self>, claimed: Claimed) {
+        let Claimed { prepared, key } = claimed;
         let surplus = {
             let mut state = self.state();
-            if state.closed || state.ready.len() as u32 >= self.options.max {
-                Some(prepared)
-            } else {
-                state.ready.push_back(prepared);
-                None
+            let closed = state.closed;
+            let place = key.and_then(|key| {
+                let most = Shelf::bounds(&key, &self.options).max;
+                let shelf = state.shelves.get_mut(&key)?;
+                (!closed && (shelf.ready.len() as u32) < most).then_some(shelf)
+            });
+            match place {
+                Some(shelf) => {
+                    shelf.ready.push_back(prepared);
+                    None
+                }
+                None => Some(prepared),
             }
         };
         if let Some(prepared) = surplus {
@@ -156,22 +231,46 @@ impl Pool {
     }
 
     /// Takes down a prepared sandbox that cannot be used any more.
-    pub(crate) async fn discard(&self, prepared: Box<dyn Prepared>) {
-        self.preparer.discard(prepared).await;
+    pub(crate) async fn discard(&self, claimed: Claimed) {
+        self.preparer.discard(claimed.prepared).await;
         self.wake.notify_one();
+    }
+
+    /// Takes down what is prepared for a build, as its state goes.
+    pub(crate) async fn clear(&self, build: &BuildId) {
+        let gone: Vec<Shelf> = {
+            let mut state = self.state();
+            let keys: Vec<Key> = state
+                .shelves
+                .keys()
+                .filter(|key| key.is_of(build))
+                .cloned()
+                .collect();
+            keys.iter()
+                .filter_map(|key| state.shelves.remove(key))
+                .collect()
+        };
+        for shelf in gone {
+            for prepared in shelf.ready {
+                self.preparer.discard(prepared).await;
+            }
+            drop(shelf.lease);
+        }
     }
 
     fn discard_later(self: &Arc<Self>, prepared: Box<dyn Prepared>) {
         let pool = self.clone();
-        self.tasks
-            .spawn(async move { pool.discard(prepared).await });
+        self.tasks.spawn(async move {
+            pool.preparer.discard(prepared).await;
+            pool.wake.notify_one();
+        });
     }
 
     /// Keeps the pool until `stop`.
     pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
         loop {
-            while let Some(pause) = self.begin_refill() {
-                self.refill(pause);
+            while let Some(refill) = self.begin_refill() {
+                self.refill(refill);
             }
             let pause = match self.state().retry_at {
                 Some(at) => at.saturating_duration_since(Instant::now()).min(TICK),
@@ -185,43 +284,70 @@ impl Pool {
         }
     }
 
-    fn target(&self, state: &State) -> u32 {
+    fn target(&self, key: &Key, shelf: &Shelf) -> u32 {
         let promised = self.admission.promised().sandboxes;
         let room = self.admission.limits().sandboxes.saturating_sub(promised);
-        state
-            .demand
-            .target(self.began.elapsed(), &self.options, room)
+        shelf.target(key, self.began.elapsed(), &self.options, room)
     }
 
-    /// Counts one more preparation if it is due, and returns the pause if it should fail.
-    fn begin_refill(&self) -> Option<Duration> {
+    /// Counts one more preparation if one is due.
+    fn begin_refill(&self) -> Option<Refill> {
         let mut state = self.state();
         let wait = state.retry_at.is_some_and(|at| at > Instant::now());
+        let preparing: u32 = state.shelves.values().map(|shelf| shelf.preparing).sum();
+        let total: u32 = state.shelves.values().map(Shelf::count).sum();
         if state.closed
             || wait
-            || state.ready.len() as u32 + state.preparing >= self.target(&state)
-            || state.preparing >= refills_allowed(state.creating, self.processors)
+            || preparing >= refills_allowed(state.creating, self.processors)
+            || total >= self.options.max
+            || (state.shelves.keys().any(|key| *key != Key::Anything)
+                && !self.admission.has_memory_to_prepare())
         {
             return None;
         }
-        state.preparing += 1;
-        Some(state.retry_pause)
+        let pause = state.retry_pause;
+        // Where most of what is wanted is missing, first.
+        let (key, _) = state
+            .shelves
+            .iter()
+            .map(|(key, shelf)| {
+                let missing = self.target(key, shelf).saturating_sub(shelf.count());
+                (key.clone(), missing)
+            })
+            .max_by_key(|(_, missing)| *missing)
+            .filter(|(_, missing)| *missing > 0)?;
+        let shelf = state.shelves.get_mut(&key)?;
+        shelf.preparing += 1;
+        Some(Refill {
+            key,
+            plan: shelf.plan.clone(),
+            lease: shelf.lease.clone(),
+            pause,
+        })
     }
 
-    fn refill(self: &Arc<Self>, pause: Duration) {
+    fn refill(self: &Arc<Self>, refill: Refill) {
         let pool = self.clone();
         self.tasks.spawn(async move {
-            let result = pool.preparer.prepare().await;
+            let Refill {
+                key,
+                plan,
+                lease,
+                pause,
+            } = refill;
+            let result = pool.preparer.prepare(&plan).await;
             let mut surplus = None;
             {
                 let mut state = pool.state();
-                state.preparing -= 1;
+                let closed = state.closed;
                 match result {
-                    Ok(prepared) if state.closed => surplus = Some(prepared),
                     Ok(prepared) => {
-                        state.ready.push_back(prepared);
                         state.retry_at = None;
                         state.retry_pause = RETRY.0;
+                        match state.shelves.get_mut(&key).filter(|_| !closed) {
+                            Some(shelf) => shelf.ready.push_back(prepared),
+                            None => surplus = Some(prepared),
+                        }
                     }
                     Err(problem) => {
                         tracing::warn!(
@@ -231,35 +357,50 @@ impl Pool {
                         state.retry_pause = (pause * 2).min(RETRY.1);
                     }
                 }
+                if let Some(shelf) = state.shelves.get_mut(&key) {
+                    shelf.preparing = shelf.preparing.saturating_sub(1);
+                }
             }
             if let Some(prepared) = surplus {
                 pool.preparer.discard(prepared).await;
             }
+            drop(lease);
             pool.wake.notify_one();
         });
     }
 
-    /// Replaces what died, and lets one go if there are too many.
+    /// Replaces what died, lets one of each kind go if there are too many, and forgets builds that
+    /// nobody asks for any more.
     fn tidy(self: &Arc<Self>) {
-        let gone: Vec<_> = {
+        let mut gone = Vec::new();
+        let mut idle = Vec::new();
+        {
             let mut state = self.state();
-            let (alive, mut gone): (Vec<_>, Vec<_>) = state
-                .ready
-                .drain(..)
-                .partition(|prepared| prepared.is_alive());
-            state.ready = alive.into();
-            if !gone.is_empty() {
-                tracing::warn!(
-                    "{} prepared sandboxes were lost while they waited",
-                    gone.len()
-                );
+            for (key, shelf) in &mut state.shelves {
+                let (alive, dead): (Vec<_>, Vec<_>) = shelf
+                    .ready
+                    .drain(..)
+                    .partition(|prepared| prepared.is_alive());
+                shelf.ready = alive.into();
+                if !dead.is_empty() {
+                    tracing::warn!(
+                        "{} prepared sandboxes were lost while they waited",
+                        dead.len()
+                    );
+                    gone.extend(dead);
+                }
+                let target = self.target(key, shelf);
+                if shelf.ready.len() as u32 > target {
+                    gone.extend(shelf.ready.pop_back());
+                }
+                if *key != Key::Anything && target == 0 && shelf.count() == 0 {
+                    idle.push(key.clone());
+                }
             }
-            let target = self.target(&state);
-            if state.ready.len() as u32 > target {
-                gone.extend(state.ready.pop_back());
+            for key in &idle {
+                state.shelves.remove(key);
             }
-            gone
-        };
+        }
         for prepared in gone {
             self.discard_later(prepared);
         }
@@ -267,17 +408,13 @@ impl Pool {
 
     /// Takes everything down, and refuses what comes later.
     pub(crate) async fn close(&self) {
-        let ready: Vec<_> = {
+        let shelves: Vec<Shelf> = {
             let mut state = self.state();
             state.closed = true;
-            state.ready.drain(..).collect()
+            state.shelves.drain().map(|(_, shelf)| shelf).collect()
         };
-        futures::future::join_all(
-            ready
-                .into_iter()
-                .map(|prepared| self.preparer.discard(prepared)),
-        )
-        .await;
+        let ready = shelves.into_iter().flat_map(|shelf| shelf.ready);
+        futures::future::join_all(ready.map(|prepared| self.preparer.discard(prepared))).await;
         self.tasks.close();
         if tokio::time::timeout(CLOSE_DEADLINE, self.tasks.wait())
             .await
@@ -286,6 +423,15 @@ impl Pool {
             tracing::warn!("preparations did not end in time; the next start takes them down");
         }
     }
+}
+
+/// One preparation for the pool.
+struct Refill {
+    key: Key,
+    plan: Plan,
+    lease: Option<Lease>,
+    /// How long to wait if it fails.
+    pause: Duration,
 }
 
 /// A create that is under way.

@@ -5,8 +5,8 @@ use crate::{
     problems,
     slots::Slots,
 };
-use api::{Bytes, Problem, Resources};
-use driver::{Driver, NetworkSlot, Origin, Plan, Prepared, RootFiles};
+use api::Problem;
+use driver::{Driver, NetworkSlot, Plan, Prepared};
 use std::sync::Arc;
 
 /// What preparing needs.
@@ -19,14 +19,14 @@ pub(crate) struct Preparer {
 impl Preparer {
     /// Prepares a sandbox in a slot of its own. On failure nothing is left. Not to be dropped
     /// before it is done.
-    pub(super) async fn prepare(&self) -> Result<Box<dyn Prepared>, Problem> {
+    pub(crate) async fn prepare(&self, plan: &Plan) -> Result<Box<dyn Prepared>, Problem> {
         let slot = self.network.claim().await?;
         let number = slot.number;
         if let Err(error) = self.journal.append(Record::Reserved { slot: number }).await {
             self.network.release(slot).await;
             return Err(error.problem());
         }
-        match self.driver.prepare(slot.clone(), &anything()).await {
+        match self.driver.prepare(slot.clone(), plan).await {
             Ok(prepared) => Ok(prepared),
             Err(error) => {
                 self.release(slot).await;
@@ -36,32 +36,18 @@ impl Preparer {
     }
 
     /// Takes a prepared sandbox down.
-    pub(super) async fn discard(&self, prepared: Box<dyn Prepared>) {
+    pub(crate) async fn discard(&self, prepared: Box<dyn Prepared>) {
         let slot = prepared.slot().clone();
         prepared.discard().await;
         self.release(slot).await;
     }
 
-    async fn release(&self, slot: Arc<NetworkSlot>) {
+    /// Gives back a slot in which nothing is left.
+    pub(crate) async fn release(&self, slot: Arc<NetworkSlot>) {
         let number = slot.number;
         self.network.release(slot).await;
         if let Err(error) = self.journal.append(Record::Released { slot: number }).await {
             tracing::warn!("slot {number} is free, but the journal does not say so: {error}");
         }
-    }
-}
-
-/// The plan for drivers whose preparations may become any sandbox.
-fn anything() -> Plan {
-    Plan {
-        origin: Origin::Fresh(RootFiles {
-            layers: Vec::new(),
-            disk: None,
-        }),
-        resources: Resources {
-            vcpus: 1,
-            memory: Bytes(0),
-            disk: Bytes(0),
-        },
     }
 }

@@ -1,7 +1,11 @@
 //! A sandbox as everybody but its own task sees it.
 
 use super::stage::{IllegalTransition, Stage};
-use crate::{journal, metrics::Series};
+use crate::{
+    journal,
+    metrics::Series,
+    states::{About, Lease, StateKey},
+};
 use api::{
     Problem, SandboxId, Secret,
     node::{CreateSandbox, EndReason, MetricSample, NetworkPolicy, SandboxState, SandboxStatus},
@@ -12,6 +16,7 @@ use jiff::Timestamp;
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -35,8 +40,48 @@ pub(crate) enum Request {
         policy: NetworkPolicy,
         done: oneshot::Sender<Result<(), Problem>>,
     },
+    /// Save it, or freeze it in place, and release what can be.
+    Pause {
+        memory: bool,
+        done: oneshot::Sender<Result<(), Problem>>,
+    },
+    /// Bring it back. The answer says whether it was paused.
+    Resume {
+        timeout: Duration,
+        done: oneshot::Sender<Result<bool, Problem>>,
+    },
+    /// Save it under a name, and let it go on.
+    Save {
+        key: StateKey,
+        /// For states of builds.
+        about: Option<Box<About>>,
+        memory: bool,
+        done: oneshot::Sender<Result<Saved, Problem>>,
+    },
     /// The agent stops, and the sandbox goes on without it.
     Leave { done: oneshot::Sender<()> },
+}
+
+impl Request {
+    /// Answers that it cannot be done. What wants the sandbox's end is only let go.
+    pub(super) fn refuse(self, problem: Problem) {
+        // Whoever asked may have gone away.
+        match self {
+            Self::SetDeadline { done, .. }
+            | Self::SetNetwork { done, .. }
+            | Self::Pause { done, .. } => drop(done.send(Err(problem))),
+            Self::Resume { done, .. } => drop(done.send(Err(problem))),
+            Self::Save { done, .. } => drop(done.send(Err(problem))),
+            Self::Kill { done, .. } | Self::Leave { done } => drop(done.send(())),
+        }
+    }
+}
+
+/// A state that was saved of a sandbox that went on.
+pub(crate) struct Saved {
+    pub(crate) lease: Lease,
+    /// How long the sandbox did nothing else.
+    pub(crate) took: Duration,
 }
 
 /// The task's end of the queue.
@@ -50,6 +95,17 @@ pub(crate) struct View {
     pub(crate) deadline: Timestamp,
     pub(crate) network: NetworkPolicy,
     pub(crate) address: Option<IpAddr>,
+    /// Set while it is paused.
+    pub(crate) pause: Option<Pause>,
+}
+
+/// How a sandbox is paused.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pause {
+    pub(crate) memory: bool,
+    pub(crate) at: Timestamp,
+    /// Whether it is only frozen: then it holds all that it held.
+    pub(crate) in_place: bool,
 }
 
 /// A sandbox that has not ended, or has just.
@@ -60,6 +116,8 @@ pub(crate) struct Sandbox {
     queue: mpsc::Sender<Request>,
     /// Why it never became usable, for whoever asked for it.
     failure: OnceLock<Problem>,
+    /// What it starts from, if that is not what its template says.
+    given: Mutex<Option<Lease>>,
     /// Set while it runs, for sampling.
     machine: Mutex<Option<Arc<dyn Machine>>>,
     pub(crate) series: Mutex<Series>,
@@ -79,6 +137,7 @@ impl Sandbox {
             deadline: crate::clock::after(at, request.timeout),
             network: request.network.clone(),
             address: None,
+            pause: None,
         };
         let sandbox = Arc::new(Self {
             request,
@@ -86,6 +145,7 @@ impl Sandbox {
             view: watch::Sender::new(view),
             queue,
             failure: OnceLock::new(),
+            given: Mutex::new(None),
             machine: Mutex::new(None),
             series: Mutex::default(),
         });
@@ -114,6 +174,8 @@ impl Sandbox {
         let mut status = journal::status(&self.request, view.state, view.started_at, view.deadline);
         status.network = view.network;
         status.address = view.address;
+        status.paused_with_memory = view.pause.map(|pause| pause.memory);
+        status.paused_at = view.pause.map(|pause| pause.at);
         status
     }
 
@@ -148,6 +210,24 @@ impl Sandbox {
     /// Publishes what else changed.
     pub(crate) fn change(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(change);
+    }
+
+    /// Says what it starts from.
+    pub(crate) fn give(&self, lease: Lease) {
+        *self.given.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease);
+    }
+
+    /// What it was told to start from.
+    pub(crate) fn take_given(&self) -> Option<Lease> {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.take()
+    }
+
+    /// Whether it holds a slot and processes of the machine, or may at any moment.
+    pub(crate) fn is_on_the_machine(&self) -> bool {
+        let view = self.view.borrow();
+        let saved = view.pause.is_some_and(|pause| !pause.in_place);
+        !(saved && view.state == SandboxState::Paused)
     }
 
     pub(crate) fn set_machine(&self, machine: Option<Arc<dyn Machine>>) {

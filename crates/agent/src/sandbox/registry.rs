@@ -70,10 +70,6 @@ impl Registry {
             .collect()
     }
 
-    pub(crate) fn live_count(&self) -> usize {
-        self.read().live.len()
-    }
-
     /// Adds a sandbox; if its name is taken, returns who has it and adds nothing. `make` runs only
     /// if the name is free, and its failure is passed on.
     pub(crate) fn insert_new<Error>(

@@ -6,9 +6,11 @@ use crate::{
     parts::Parts,
     phases::{Phase, Times},
     problems,
+    source::{self, Source},
+    states::Lease,
 };
 use api::{ErrorCode, Problem, boot::Identity, node::CreateSandbox};
-use driver::{Machine, NetworkSlot, Origin, Prepared, RootFiles, StartSpec};
+use driver::{Machine, NetworkSlot, Prepared, StartSpec};
 use jiff::Timestamp;
 use std::{
     any::Any,
@@ -25,8 +27,23 @@ pub(super) struct Started {
     pub(super) slot: Arc<NetworkSlot>,
     /// Keeps its root file system from being removed.
     pub(super) pin: Option<Box<dyn Any + Send + Sync>>,
+    /// Keeps the state that it runs on from being removed.
+    pub(super) lease: Option<Lease>,
     pub(super) started_at: Timestamp,
     pub(super) deadline: Timestamp,
+}
+
+impl Started {
+    /// That it runs, for the journal.
+    pub(super) fn record(&self, sandbox: &Sandbox) -> Record {
+        Record::Running {
+            id: sandbox.id().clone(),
+            machine: self.machine.record(),
+            started_at: self.started_at,
+            deadline: self.deadline,
+            origin: self.lease.as_ref().map(|lease| lease.key().clone()),
+        }
+    }
 }
 
 /// Why it did not come to that. Nothing is left of it but what is said here.
@@ -57,128 +74,189 @@ impl Failure {
 }
 
 /// Starts a sandbox. Not to be dropped before it is done.
-pub(super) async fn start(parts: &Parts, sandbox: &Sandbox) -> Result<Started, Failure> {
-    let began = Instant::now();
-    let mut times = Times::default();
-    let creating = parts.pool.begin_create();
-    let result = start_steps(parts, sandbox, began, &mut times).await;
-    drop(creating);
-    times.add(Phase::Total, began.elapsed());
-    if let Ok(started) = &result {
-        let driver = started.machine.phases();
-        parts.phases.record(&times, &driver);
-        tracing::debug!(sandbox = %sandbox.id(), driver = ?driver.0, "started: {times}");
-    }
-    result
+pub(super) async fn start(parts: &Arc<Parts>, sandbox: &Sandbox) -> Result<Started, Failure> {
+    let (began, mut times) = (Instant::now(), Times::default());
+    let source = async {
+        let clock = Instant::now();
+        let request = &sandbox.request;
+        let (template, given) = (&request.template, sandbox.take_given());
+        let found = source::find(
+            parts,
+            template,
+            request.resources,
+            given,
+            parts.start_deadline,
+        );
+        let source = found.await.map_err(Failure::before_journal)?;
+        times.add(Phase::Image, clock.elapsed());
+        Ok(source)
+    };
+    let source = source.await?;
+    let (starting, at) = (sandbox.request.clone(), sandbox.view().started_at);
+    let launch = Launch {
+        source,
+        renew: true,
+        wanted_in: Stage::Starting,
+        record: |slot| Record::Starting {
+            request: starting,
+            control_token: sandbox.control_token.clone(),
+            slot,
+            at,
+        },
+        timeout: sandbox.request.timeout,
+        started_at: None,
+    };
+    launch.run(parts, sandbox, began, times).await
 }
 
-async fn start_steps(
-    parts: &Parts,
+/// Brings a sandbox back that was saved. Not to be dropped before it is done.
+pub(super) async fn resume(
+    parts: &Arc<Parts>,
     sandbox: &Sandbox,
-    began: Instant,
-    times: &mut Times,
+    lease: Lease,
+    timeout: Duration,
 ) -> Result<Started, Failure> {
-    let request = &*sandbox.request;
-    let left = || parts.start_deadline.saturating_sub(began.elapsed());
-
-    let clock = Instant::now();
-    let turn = tokio::time::timeout(left(), parts.starts.acquire()).await;
-    let Ok(Ok(_turn)) = turn else {
-        return Err(Failure::before_journal(Problem::new(
-            ErrorCode::Unavailable,
-            "too many sandboxes are starting on this node",
-            "try again in a moment",
-        )));
-    };
-    times.add(Phase::Queue, clock.elapsed());
-
-    let clock = Instant::now();
-    let root = parts
-        .images
-        .root(&request.template.image)
-        .await
-        .map_err(Failure::before_journal)?;
-    times.add(Phase::Image, clock.elapsed());
-
-    let clock = Instant::now();
-    let prepared = parts
-        .pool
-        .claim(left())
-        .await
-        .map_err(Failure::before_journal)?;
-    let slot = prepared.slot().clone();
-    times.add(Phase::Claim, clock.elapsed());
-
-    if sandbox.stage() != Stage::Starting {
-        parts.pool.put_back(prepared).await;
-        return Err(Failure::before_journal(ended_early(sandbox)));
+    let (began, times) = (Instant::now(), Times::default());
+    if let Err(error) = parts.driver.check(lease.state()) {
+        return Err(Failure::before_journal(source::refused(parts, &error)));
     }
-
-    // Written down before anything of it exists, and closed off from what it may not reach before
-    // anything of it runs.
-    let clock = Instant::now();
-    let starting = Record::Starting {
-        request: sandbox.request.clone(),
-        control_token: sandbox.control_token.clone(),
-        slot: slot.number,
-        at: sandbox.view().started_at,
+    let launch = Launch {
+        source: Source::once(lease),
+        renew: false,
+        wanted_in: Stage::Resuming,
+        record: |slot| Record::Resuming {
+            id: sandbox.id().clone(),
+            slot: Some(slot),
+        },
+        timeout,
+        started_at: Some(sandbox.view().started_at),
     };
-    if let Err(error) = parts.journal.append(starting).await {
-        parts.pool.put_back(prepared).await;
-        return Err(Failure::before_journal(error.problem()));
-    }
-    times.add(Phase::Journal, clock.elapsed());
+    launch.run(parts, sandbox, began, times).await
+}
 
-    // A new slot is open, so only closing it is work.
-    if !request.network.internet {
-        let clock = Instant::now();
-        if let Err(problem) = parts.network.set_internet(slot.number, false).await {
-            parts.pool.discard(prepared).await;
-            return Err(Failure::after_journal(problem));
+/// How a machine is made of a source.
+struct Launch<Recording: FnOnce(u32) -> Record> {
+    source: Source,
+    /// Whether it becomes somebody new.
+    renew: bool,
+    /// If the sandbox is in another state, somebody ended it meanwhile.
+    wanted_in: Stage,
+    /// What is written down before anything of it exists, by its slot.
+    record: Recording,
+    /// Counted from when it serves.
+    timeout: Duration,
+    /// If it became usable before.
+    started_at: Option<Timestamp>,
+}
+
+impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
+    async fn run(
+        self,
+        parts: &Arc<Parts>,
+        sandbox: &Sandbox,
+        began: Instant,
+        mut times: Times,
+    ) -> Result<Started, Failure> {
+        let creating = parts.pool.begin_create();
+        let result = self.steps(parts, sandbox, began, &mut times).await;
+        drop(creating);
+        times.add(Phase::Total, began.elapsed());
+        if let Ok(started) = &result {
+            let driver = started.machine.phases();
+            parts.phases.record(&times, &driver);
+            tracing::debug!(sandbox = %sandbox.id(), driver = ?driver.0, "started: {times}");
         }
-        times.add(Phase::Network, clock.elapsed());
+        result
     }
 
-    let clock = Instant::now();
-    let spec = StartSpec {
-        origin: Origin::Fresh(RootFiles {
-            layers: root.layers,
-            disk: None,
-        }),
-        resources: request.resources,
-        identity: identity(sandbox, parts.guest_port),
-        host_name: request.id.to_string(),
-        name_servers: parts.network.name_servers(),
-        deadline: left().max(LEAST_START),
-    };
-    let machine = run(parts, prepared, spec, &slot).await?;
-    times.add(Phase::Start, clock.elapsed());
+    async fn steps(
+        self,
+        parts: &Arc<Parts>,
+        sandbox: &Sandbox,
+        began: Instant,
+        times: &mut Times,
+    ) -> Result<Started, Failure> {
+        let request = &*sandbox.request;
+        let left = || parts.start_deadline.saturating_sub(began.elapsed());
 
-    let clock = Instant::now();
-    let started_at = Timestamp::now();
-    let deadline = crate::clock::after(started_at, request.timeout);
-    let running = Record::Running {
-        id: request.id.clone(),
-        machine: machine.record(),
-        started_at,
-        deadline,
-    };
-    if let Err(error) = parts.journal.append(running).await {
-        let remains = Some((machine, slot));
-        return Err(Failure {
-            problem: error.problem(),
-            journaled: true,
-            remains,
-        });
+        let clock = Instant::now();
+        let turn = tokio::time::timeout(left(), parts.starts.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            return Err(Failure::before_journal(Problem::new(
+                ErrorCode::Unavailable,
+                "too many sandboxes are starting on this node",
+                "try again in a moment",
+            )));
+        };
+        times.add(Phase::Queue, clock.elapsed());
+
+        let clock = Instant::now();
+        let claimed = parts
+            .pool
+            .claim(&self.source, request.resources, left())
+            .await
+            .map_err(Failure::before_journal)?;
+        let slot = claimed.prepared.slot().clone();
+        times.add(Phase::Claim, clock.elapsed());
+
+        if sandbox.stage() != self.wanted_in {
+            parts.pool.put_back(claimed).await;
+            return Err(Failure::before_journal(ended_early(sandbox)));
+        }
+
+        // Written down before anything of it exists, and closed off from what it may not reach
+        // before anything of it runs.
+        let clock = Instant::now();
+        if let Err(error) = parts.journal.append((self.record)(slot.number)).await {
+            parts.pool.put_back(claimed).await;
+            return Err(Failure::before_journal(error.problem()));
+        }
+        times.add(Phase::Journal, clock.elapsed());
+
+        // A new slot is open, so only closing it is work.
+        let network = sandbox.view().network;
+        if !network.internet {
+            let clock = Instant::now();
+            if let Err(problem) = parts.network.set_internet(slot.number, false).await {
+                parts.pool.discard(claimed).await;
+                return Err(Failure::after_journal(problem));
+            }
+            times.add(Phase::Network, clock.elapsed());
+        }
+
+        let clock = Instant::now();
+        let spec = StartSpec {
+            origin: self.source.origin,
+            resources: request.resources,
+            identity: identity(sandbox, parts.guest_port),
+            host_name: request.id.to_string(),
+            name_servers: parts.network.name_servers(),
+            deadline: left().max(LEAST_START),
+            renew: self.renew,
+        };
+        let machine = run(parts, claimed.prepared, spec, &slot).await?;
+        times.add(Phase::Start, clock.elapsed());
+
+        let clock = Instant::now();
+        let now = Timestamp::now();
+        let started = Started {
+            machine,
+            slot,
+            pin: self.source.pin,
+            lease: self.source.lease,
+            started_at: self.started_at.unwrap_or(now),
+            deadline: crate::clock::after(now, self.timeout),
+        };
+        if let Err(error) = parts.journal.append(started.record(sandbox)).await {
+            return Err(Failure {
+                problem: error.problem(),
+                journaled: true,
+                remains: Some((started.machine, started.slot)),
+            });
+        }
+        times.add(Phase::Journal, clock.elapsed());
+        Ok(started)
     }
-    times.add(Phase::Journal, clock.elapsed());
-    Ok(Started {
-        machine,
-        slot,
-        pin: Some(root.pin),
-        started_at,
-        deadline,
-    })
 }
 
 async fn run(

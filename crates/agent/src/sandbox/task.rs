@@ -1,7 +1,10 @@
 //! The task that owns a sandbox's state. The module above draws what it does.
+//!
+//! Here is how it runs and ends; pausing and what follows is in `rest.rs`.
 
 use super::{
-    handle::{EndedSandbox, Inbox, Request, Sandbox},
+    handle::{EndedSandbox, Inbox, Request, Sandbox, Saved},
+    rest::{Resting, WhilePaused},
     stage::{Stage, not_running},
     start::{Failure, Started, ended_early, start},
 };
@@ -10,14 +13,15 @@ use crate::{
     journal::{self, Record},
     metrics::KEPT_AFTER_END,
     parts::Parts,
+    states::{About, Lease, StateKey},
 };
 use api::{
     Problem,
-    node::{EndReason, NetworkPolicy, SandboxState},
+    node::{EndReason, NetworkPolicy, OnTimeout, SandboxState},
 };
-use driver::{Exit, Machine, NetworkSlot};
+use driver::{Exit, Machine, NetworkSlot, SaveOptions};
 use jiff::Timestamp;
-use std::{any::Any, net::IpAddr, pin::pin, sync::Arc, time::Duration};
+use std::{any::Any, collections::VecDeque, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep_until},
@@ -27,8 +31,15 @@ use tokio_util::sync::CancellationToken;
 /// The pause after a failed attempt to take a machine down doubles from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
+/// The same, between attempts to pause a sandbox whose time is up. It lives on meanwhile: what it
+/// holds must not be lost.
+const PAUSE_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
 /// Timers are never set further ahead than this.
 const TIMER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Requests that may wait while the task does something that takes long.
+const DEFERRED_MAX: usize = 32;
 
 /// Starts a sandbox that is in the registry already.
 pub(crate) fn spawn_new(
@@ -41,14 +52,33 @@ pub(crate) fn spawn_new(
     parts.tasks.spawn(task.start());
 }
 
-/// A machine that was found running.
+/// A sandbox of an earlier run that goes on.
 pub(crate) struct Adopted {
-    pub(crate) machine: Arc<dyn Machine>,
-    pub(crate) slot: Arc<NetworkSlot>,
     pub(crate) pin: Option<Box<dyn Any + Send + Sync>>,
     pub(crate) started_at: Timestamp,
     pub(crate) deadline: Timestamp,
     pub(crate) network: NetworkPolicy,
+    /// What there is of it.
+    pub(crate) found: AdoptedAs,
+}
+
+/// What was found of a sandbox of an earlier run.
+pub(crate) enum AdoptedAs {
+    /// Its machine; also where it is frozen in place.
+    Machine {
+        machine: Arc<dyn Machine>,
+        slot: Arc<NetworkSlot>,
+        /// The state that it runs on.
+        lease: Option<Lease>,
+        /// Set if it is frozen.
+        frozen_at: Option<Timestamp>,
+    },
+    /// The state that it was saved in.
+    State {
+        lease: Lease,
+        memory: bool,
+        at: Timestamp,
+    },
 }
 
 /// Goes on with a sandbox that ran before this program started.
@@ -60,41 +90,112 @@ pub(crate) fn spawn_adopted(
     adopted: Adopted,
 ) {
     let Adopted {
-        machine,
-        slot,
         pin,
         started_at,
         deadline,
         network,
+        found,
     } = adopted;
-    sandbox.change(|view| view.network = network);
-    let task = Task::new(parts, sandbox, inbox, reservation);
-    let started = Started {
-        machine,
-        slot,
-        pin,
-        started_at,
-        deadline,
+    sandbox.change(|view| {
+        view.network = network;
+        view.started_at = started_at;
+        view.deadline = deadline;
+    });
+    let mut task = Task::new(parts, sandbox, inbox, reservation);
+    let place = match found {
+        AdoptedAs::Machine {
+            machine,
+            slot,
+            lease,
+            frozen_at,
+        } => {
+            let started = Started {
+                machine,
+                slot,
+                pin,
+                lease,
+                started_at,
+                deadline,
+            };
+            task.publish(&started);
+            match frozen_at {
+                None => Place::Running(started),
+                Some(at) => task.find_paused(Resting::frozen(started, at)),
+            }
+        }
+        AdoptedAs::State { lease, memory, at } => {
+            let resting = Resting {
+                what: WhilePaused::Saved { lease, pin },
+                memory,
+                at,
+            };
+            task.enter(SandboxState::Running);
+            task.find_paused(resting)
+        }
     };
-    task.publish(&started);
-    parts.tasks.spawn(task.run(started));
+    parts.tasks.spawn(task.live(place));
 }
 
-struct Task {
-    parts: Arc<Parts>,
-    sandbox: Arc<Sandbox>,
-    inbox: Inbox,
-    reservation: Reservation,
+pub(super) struct Task {
+    pub(super) parts: Arc<Parts>,
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) inbox: Inbox,
+    pub(super) reservation: Reservation,
     /// Answered when nothing is left.
-    killers: Vec<oneshot::Sender<()>>,
+    pub(super) killers: Vec<oneshot::Sender<()>>,
     /// Answered when this task is done, whatever becomes of the sandbox.
-    leavers: Vec<oneshot::Sender<()>>,
+    pub(super) leavers: Vec<oneshot::Sender<()>>,
+    /// Came while the task did something else.
+    pub(super) deferred: VecDeque<Request>,
+    /// Somebody wanted its end while the task did something else.
+    pub(super) wanted_end: Option<EndReason>,
+    /// Pausing it when its time was up has failed: when to try again, and the pause after that.
+    put_off: Option<(Instant, Duration)>,
+}
+
+/// Where a sandbox is in its life, with what it holds there.
+pub(super) enum Place {
+    Running(Started),
+    Paused(Resting),
+}
+
+/// What comes after a place.
+pub(super) enum Next {
+    Go(Place),
+    /// The agent stops; the sandbox goes on as it is.
+    Leave,
+    /// It ends.
+    End(Remains, EndReason),
+}
+
+/// What is to be taken down at the end.
+#[derive(Default)]
+pub(super) struct Remains {
+    pub(super) machine: Option<(Arc<dyn Machine>, Arc<NetworkSlot>)>,
+    /// The state that it ran on, and the one that it was saved in.
+    pub(super) leases: Vec<Lease>,
+    pub(super) pin: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl From<Started> for Remains {
+    fn from(started: Started) -> Self {
+        Self {
+            machine: Some((started.machine, started.slot)),
+            leases: started.lease.into_iter().collect(),
+            pin: started.pin,
+        }
+    }
 }
 
 /// Why a running sandbox does not go on under this task.
 enum Turn {
     End(EndReason),
     Leave,
+    Pause {
+        memory: bool,
+        /// None if its time was up.
+        done: Option<oneshot::Sender<Result<(), Problem>>>,
+    },
 }
 
 impl Task {
@@ -104,19 +205,37 @@ impl Task {
         inbox: Inbox,
         reservation: Reservation,
     ) -> Self {
-        let (killers, leavers) = (Vec::new(), Vec::new());
         Self {
             parts: parts.clone(),
             sandbox,
             inbox,
             reservation,
-            killers,
-            leavers,
+            killers: Vec::new(),
+            leavers: Vec::new(),
+            deferred: VecDeque::new(),
+            wanted_end: None,
+            put_off: None,
         }
     }
 
-    /// Does `work` to its end, and meanwhile takes requests that need no running sandbox.
-    async fn attend<Output>(&mut self, work: impl Future<Output = Output>) -> Output {
+    /// Goes from place to place until the sandbox ends or is left.
+    async fn live(mut self, mut place: Place) {
+        loop {
+            let next = match place {
+                Place::Running(started) => self.run(started).await,
+                Place::Paused(resting) => self.rest(resting).await,
+            };
+            place = match next {
+                Next::Go(place) => place,
+                Next::Leave => return self.leave(),
+                Next::End(remains, reason) => return self.end(remains, reason).await,
+            };
+        }
+    }
+
+    /// Does `work` to its end, and meanwhile takes requests: those that want the sandbox's end
+    /// count at once, those that can wait do, and the rest is refused.
+    pub(super) async fn attend<Output>(&mut self, work: impl Future<Output = Output>) -> Output {
         let mut work = pin!(work);
         loop {
             let request = tokio::select! {
@@ -124,39 +243,60 @@ impl Task {
                 output = &mut work => return output,
                 Some(request) = self.inbox.recv() => request,
             };
+            let stage = self.sandbox.stage();
+            let waits = match &request {
+                Request::Resume { .. } => {
+                    matches!(stage, Stage::Running | Stage::Pausing | Stage::Resuming)
+                }
+                _ => stage == Stage::Running,
+            };
             match request {
+                // What is being saved when the agent stops is kept, and not ended.
+                Request::Kill {
+                    reason: EndReason::NodeStopped,
+                    done,
+                } if stage == Stage::Pausing => self.leavers.push(done),
                 Request::Kill { reason, done } => {
                     self.killers.push(done);
-                    if self.sandbox.stage() == Stage::Starting {
+                    if self.wanted_end.is_none() {
+                        self.wanted_end = Some(reason.clone());
+                    }
+                    let unsettled =
+                        matches!(stage, Stage::Starting | Stage::Pausing | Stage::Resuming);
+                    if unsettled {
                         self.enter(SandboxState::Stopping { reason });
                     }
                 }
-                Request::SetDeadline { done, .. } | Request::SetNetwork { done, .. } => {
-                    let _ = done.send(Err(self.refusal()));
-                }
                 Request::Leave { done } => self.leavers.push(done),
+                request if waits && self.deferred.len() < DEFERRED_MAX => {
+                    self.deferred.push_back(request);
+                }
+                request => request.refuse(self.refusal()),
             }
         }
     }
 
-    fn refusal(&self) -> Problem {
+    pub(super) fn refusal(&self) -> Problem {
         not_running(self.sandbox.id(), self.sandbox.stage())
     }
 
-    fn enter(&self, state: SandboxState) {
+    pub(super) fn enter(&self, state: SandboxState) {
         if let Err(error) = self.sandbox.enter(state) {
             tracing::error!(sandbox = %self.sandbox.id(), "{error}");
         }
     }
 
-    fn publish(&self, started: &Started) {
+    pub(super) fn publish(&self, started: &Started) {
         self.sandbox.set_machine(Some(started.machine.clone()));
         self.sandbox.change(|view| {
             view.started_at = started.started_at;
             view.deadline = started.deadline;
             view.address = Some(IpAddr::V4(started.slot.address));
+            view.pause = None;
         });
-        self.enter(SandboxState::Running);
+        if self.sandbox.stage() != Stage::Running {
+            self.enter(SandboxState::Running);
+        }
     }
 
     async fn start(mut self) {
@@ -165,15 +305,10 @@ impl Task {
             Ok(started) => {
                 if let SandboxState::Stopping { reason } = self.sandbox.state() {
                     self.sandbox.set_failure(ended_early(&self.sandbox));
-                    self.take_down(started.machine, started.slot, reason, Timestamp::now())
-                        .await;
+                    self.end(started.into(), reason).await;
                 } else {
                     self.publish(&started);
-                    if self.leavers.is_empty() {
-                        self.run(started).await;
-                    } else {
-                        self.leave();
-                    }
+                    self.live(Place::Running(started)).await;
                 }
             }
             Err(failure) => self.fail(failure).await,
@@ -201,47 +336,28 @@ impl Task {
         tracing::warn!(sandbox = %id, "did not start: {}", failure.problem.cause);
         self.sandbox.set_failure(failure.problem);
         match failure.remains {
-            Some((machine, slot)) => {
-                if self.sandbox.stage() == Stage::Starting {
-                    self.enter(SandboxState::Stopping {
-                        reason: reason.clone(),
-                    });
-                }
-                self.take_down(machine, slot, reason, at).await;
+            Some(machine) => {
+                let remains = Remains {
+                    machine: Some(machine),
+                    ..Remains::default()
+                };
+                self.end(remains, reason).await;
             }
             None => self.finish(reason, at).await,
         }
     }
 
-    async fn run(mut self, started: Started) {
-        let Started {
-            machine,
-            slot,
-            pin,
-            deadline,
-            ..
-        } = started;
-        let following = self.follow_logs(&slot);
-        let turn = self.serve(&machine, &slot, deadline).await;
+    async fn run(&mut self, started: Started) -> Next {
+        let following = self.follow_logs(&started.slot);
+        let turn = self.serve(&started).await;
         following.cancel();
         self.sandbox.set_machine(None);
         match turn {
-            Turn::Leave => self.leave(),
-            Turn::End(reason) => {
-                let at = Timestamp::now();
-                self.enter(SandboxState::Stopping {
-                    reason: reason.clone(),
-                });
-                let stopping = Record::Stopping {
-                    id: self.sandbox.id().clone(),
-                    reason: reason.clone(),
-                };
-                let parts = self.parts.clone();
-                if let Err(error) = self.attend(parts.journal.append(stopping)).await {
-                    tracing::warn!(sandbox = %self.sandbox.id(), "cannot journal its end: {error}");
-                }
-                self.take_down(machine, slot, reason, at).await;
-                drop(pin);
+            Turn::Leave => Next::Leave,
+            Turn::End(reason) => Next::End(started.into(), reason),
+            Turn::Pause { memory, done } => {
+                self.sandbox.set_machine(Some(started.machine.clone()));
+                self.pause(started, memory, done).await
             }
         }
     }
@@ -259,33 +375,40 @@ impl Task {
         cancel
     }
 
-    /// Serves requests until the sandbox ends or is left.
-    async fn serve(
-        &mut self,
-        machine: &Arc<dyn Machine>,
-        slot: &NetworkSlot,
-        deadline: Timestamp,
-    ) -> Turn {
+    /// Serves requests until something else is to be done with the sandbox.
+    async fn serve(&mut self, started: &Started) -> Turn {
+        let machine = started.machine.clone();
         let mut exit = pin!(machine.wait());
-        let mut deadline = deadline;
-        let mut timer = pin!(sleep_until(timer_for(deadline)));
+        let mut deadline = self.sandbox.view().deadline;
+        let mut timer = pin!(sleep_until(self.timer(deadline)));
         loop {
-            let request = tokio::select! {
-                biased;
-                exit = &mut exit => {
-                    return Turn::End(match exit {
-                        Exit::OutOfMemory => EndReason::OutOfMemory,
-                        Exit::Ended(text) => EndReason::Crashed(text),
-                    });
-                }
-                () = &mut timer => {
-                    if Timestamp::now() >= deadline {
-                        return Turn::End(EndReason::TimedOut);
+            if let Some(reason) = self.wanted_end.take() {
+                return Turn::End(reason);
+            }
+            if !self.leavers.is_empty() {
+                return Turn::Leave;
+            }
+            let request = match self.deferred.pop_front() {
+                Some(request) => request,
+                None => tokio::select! {
+                    biased;
+                    exit = &mut exit => return Turn::End(ended_by(exit)),
+                    () = &mut timer => {
+                        if Timestamp::now() < deadline || self.timer(deadline) > Instant::now() {
+                            timer.as_mut().reset(self.timer(deadline));
+                            continue;
+                        }
+                        let request = &self.sandbox.request;
+                        return match request.on_timeout {
+                            OnTimeout::Kill => Turn::End(EndReason::TimedOut),
+                            OnTimeout::Pause => Turn::Pause {
+                                memory: request.pause_memory,
+                                done: None,
+                            },
+                        };
                     }
-                    timer.as_mut().reset(timer_for(deadline));
-                    continue;
-                }
-                Some(request) = self.inbox.recv() => request,
+                    Some(request) = self.inbox.recv() => request,
+                },
             };
             match request {
                 Request::Kill { reason, done } => {
@@ -296,30 +419,120 @@ impl Task {
                     self.leavers.push(done);
                     return Turn::Leave;
                 }
+                Request::Pause { memory, done } => {
+                    let done = Some(done);
+                    return Turn::Pause { memory, done };
+                }
+                Request::Resume { timeout, done } => {
+                    let later = crate::clock::after(Timestamp::now(), timeout);
+                    let result = match later > deadline {
+                        true => self.set_deadline(later).await,
+                        false => Ok(()),
+                    };
+                    deadline = self.sandbox.view().deadline;
+                    timer.as_mut().reset(self.timer(deadline));
+                    let _ = done.send(result.map(|()| false));
+                }
+                Request::Save {
+                    key,
+                    about,
+                    memory,
+                    done,
+                } => {
+                    let saved = self.save(started, key, about, memory).await;
+                    if let Err(Ok(saved)) = done.send(saved) {
+                        // Nobody waits for it any more, so nobody would remove it.
+                        saved.lease.doom();
+                    }
+                }
                 Request::SetDeadline {
                     deadline: next,
                     done,
                 } => {
-                    let record = Record::Deadline {
-                        id: self.sandbox.id().clone(),
-                        deadline: next,
-                    };
-                    let result = self.parts.journal.append(record).await;
-                    if result.is_ok() {
-                        deadline = next;
-                        timer.as_mut().reset(timer_for(deadline));
-                        self.sandbox.change(|view| view.deadline = next);
-                    }
-                    let _ = done.send(result.map_err(|error| error.problem()));
+                    let result = self.set_deadline(next).await;
+                    deadline = self.sandbox.view().deadline;
+                    timer.as_mut().reset(self.timer(deadline));
+                    let _ = done.send(result);
                 }
                 Request::SetNetwork { policy, done } => {
-                    let _ = done.send(self.set_network(slot, policy).await);
+                    let _ = done.send(self.set_network(Some(&started.slot), policy).await);
                 }
             }
         }
     }
 
-    async fn set_network(&self, slot: &NetworkSlot, policy: NetworkPolicy) -> Result<(), Problem> {
+    /// When to look whether its time is up.
+    fn timer(&self, deadline: Timestamp) -> Instant {
+        let timer = timer_for(deadline);
+        self.put_off.map_or(timer, |(at, _)| timer.max(at))
+    }
+
+    /// It could not be paused when its time was up: it lives on, and that is tried again.
+    pub(super) fn put_off_pausing(&mut self, problem: &Problem) {
+        let pause = self.put_off.map_or(PAUSE_RETRY.0, |(_, pause)| pause);
+        tracing::error!(
+            sandbox = %self.sandbox.id(),
+            "its time is up and it cannot be paused, next try in {pause:?}: {problem}"
+        );
+        self.put_off = Some((Instant::now() + pause, (pause * 2).min(PAUSE_RETRY.1)));
+    }
+
+    async fn set_deadline(&self, deadline: Timestamp) -> Result<(), Problem> {
+        let record = Record::Deadline {
+            id: self.sandbox.id().clone(),
+            deadline,
+        };
+        let written = self.parts.journal.append(record).await;
+        written.map_err(|error| error.problem())?;
+        self.sandbox.change(|view| view.deadline = deadline);
+        Ok(())
+    }
+
+    /// Saves it under a name, and lets it go on.
+    async fn save(
+        &mut self,
+        started: &Started,
+        key: StateKey,
+        about: Option<Box<About>>,
+        memory: bool,
+    ) -> Result<Saved, Problem> {
+        let parts = self.parts.clone();
+        parts.admission.has_room_for_a_state()?;
+        if let Some(about) = &about {
+            parts.states.announce(about)?;
+        }
+        let clock = std::time::Instant::now();
+        let options = SaveOptions {
+            memory,
+            goes_on: true,
+        };
+        let (directory, machine) = (parts.states.directory(&key), started.machine.clone());
+        let saving = async move { machine.save(&directory, options).await };
+        let state = self.attend(saving).await.map_err(|error| {
+            parts.states.abandon(&key);
+            crate::problems::from_driver(&error)
+        })?;
+        let took = clock.elapsed();
+        let pin = match &about {
+            None => None,
+            // A build outlives the sandbox, and so must what it lies on.
+            Some(about) => parts.images.root(&about.build.image).await.ok(),
+        };
+        let lease = parts.states.add(
+            key,
+            state,
+            about.map(|about| *about),
+            pin.map(|root| root.pin),
+        );
+        Ok(Saved { lease, took })
+    }
+
+    /// Replaces what it may reach; at once if it has a slot.
+    pub(super) async fn set_network(
+        &self,
+        slot: Option<&NetworkSlot>,
+        policy: NetworkPolicy,
+    ) -> Result<(), Problem> {
         let before = self.sandbox.view().network;
         let id = || self.sandbox.id().clone();
         let record = Record::Network {
@@ -331,11 +544,12 @@ impl Task {
             .append(record)
             .await
             .map_err(|error| error.problem())?;
-        if let Err(problem) = self
-            .parts
-            .network
-            .set_internet(slot.number, policy.internet)
-            .await
+        if let Some(slot) = slot
+            && let Err(problem) = self
+                .parts
+                .network
+                .set_internet(slot.number, policy.internet)
+                .await
         {
             let record = Record::Network {
                 id: id(),
@@ -350,14 +564,8 @@ impl Task {
         Ok(())
     }
 
-    /// Takes the machine down and gives the slot back, for as long as that takes.
-    async fn take_down(
-        mut self,
-        machine: Arc<dyn Machine>,
-        slot: Arc<NetworkSlot>,
-        reason: EndReason,
-        at: Timestamp,
-    ) {
+    /// Takes a machine down and gives its slot back, for as long as that takes.
+    pub(super) async fn release(&mut self, machine: Arc<dyn Machine>, slot: Arc<NetworkSlot>) {
         let (parts, id) = (self.parts.clone(), self.sandbox.id().clone());
         self.attend(async move {
             let mut pause = RETRY.0;
@@ -371,6 +579,39 @@ impl Task {
             parts.network.release(slot).await;
         })
         .await;
+    }
+
+    /// Ends it: everybody is told first, then all of it is taken down.
+    async fn end(mut self, remains: Remains, reason: EndReason) {
+        let at = Timestamp::now();
+        if self.sandbox.stage() != Stage::Stopping {
+            self.enter(SandboxState::Stopping {
+                reason: reason.clone(),
+            });
+        }
+        let stopping = Record::Stopping {
+            id: self.sandbox.id().clone(),
+            reason: reason.clone(),
+        };
+        let parts = self.parts.clone();
+        if let Err(error) = self.attend(parts.journal.append(stopping)).await {
+            tracing::warn!(sandbox = %self.sandbox.id(), "cannot journal its end: {error}");
+        }
+        let Remains {
+            machine,
+            leases,
+            pin,
+        } = remains;
+        if let Some((machine, slot)) = machine {
+            self.release(machine, slot).await;
+        }
+        for lease in leases {
+            // Templates and snapshots stay.
+            if matches!(lease.key(), StateKey::Paused { .. }) {
+                lease.doom();
+            }
+        }
+        drop(pin);
         self.finish(reason, at).await;
     }
 
@@ -417,6 +658,9 @@ impl Task {
         for done in self.killers.into_iter().chain(self.leavers) {
             let _ = done.send(());
         }
+        for request in self.deferred {
+            request.refuse(not_running(&id, Stage::Ended));
+        }
     }
 
     /// Lets the sandbox go on without this task.
@@ -430,4 +674,11 @@ impl Task {
 /// The timer's moment for a deadline on the wall clock.
 fn timer_for(deadline: Timestamp) -> Instant {
     Instant::now() + crate::clock::until(Timestamp::now(), deadline).min(TIMER_MAX)
+}
+
+pub(super) fn ended_by(exit: Exit) -> EndReason {
+    match exit {
+        Exit::OutOfMemory => EndReason::OutOfMemory,
+        Exit::Ended(text) => EndReason::Crashed(text),
+    }
 }

@@ -1,11 +1,14 @@
 //! Simulated machines.
 
-use super::world::{Faults, Process, World};
+use super::world::{Faults, Process, World, lock};
+use api::{Resources, Secret};
 use driver::{
-    Capabilities, Driver, DriverError, DriverKind, Exit, Machine, MachineRecord, NetworkSlot, Plan,
-    Prepared, StartSpec, Usage,
+    Capabilities, Driver, DriverError, DriverKind, Exit, Machine, MachineRecord, NetworkSlot,
+    Origin, Plan, Prepared, RootFiles, SaveOptions, SavedState, StartSpec, Usage,
+    state::{HostFacts, SavedMemory},
 };
 use std::{
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
@@ -16,6 +19,7 @@ pub struct SimulatedDriver(pub Arc<World>);
 struct SimulatedPrepared {
     world: Arc<World>,
     slot: Arc<NetworkSlot>,
+    plan: Plan,
     gone: bool,
 }
 
@@ -23,6 +27,8 @@ struct SimulatedMachine {
     world: Arc<World>,
     slot: u32,
     process: Arc<Process>,
+    root: RootFiles,
+    resources: Resources,
 }
 
 fn fault(doing: &str) -> DriverError {
@@ -35,21 +41,24 @@ fn fault(doing: &str) -> DriverError {
 #[async_trait::async_trait]
 impl Driver for SimulatedDriver {
     fn kind(&self) -> DriverKind {
-        DriverKind::Container
+        match self.0.snapshots {
+            true => DriverKind::Qemu,
+            false => DriverKind::Container,
+        }
     }
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            memory_snapshot: false,
+            memory_snapshot: self.0.snapshots,
             needs_disk: false,
-            prepares_anything: true,
+            prepares_anything: !self.0.snapshots,
         }
     }
 
     async fn prepare(
         &self,
         slot: Arc<NetworkSlot>,
-        _: &Plan,
+        plan: &Plan,
     ) -> Result<Box<dyn Prepared>, DriverError> {
         tokio::time::sleep(self.0.prepare_time).await;
         if Faults::strike(&self.0.faults.prepare) {
@@ -64,8 +73,19 @@ impl Driver for SimulatedDriver {
         Ok(Box::new(SimulatedPrepared {
             world: self.0.clone(),
             slot,
+            plan: plan.clone(),
             gone: false,
         }))
+    }
+
+    fn check(&self, state: &SavedState) -> Result<(), DriverError> {
+        if state.memory.is_some() && (!self.0.snapshots || Faults::strike(&self.0.faults.check)) {
+            return Err(DriverError::Unsupported {
+                cause: "the processor was `other` and is `this`".into(),
+                remedy: "stop simulating".into(),
+            });
+        }
+        Ok(())
     }
 
     async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError> {
@@ -79,6 +99,8 @@ impl Driver for SimulatedDriver {
                     world: self.0.clone(),
                     slot: record.slot,
                     process: process.clone(),
+                    root: no_root(),
+                    resources: Resources::default(),
                 })
             }))
     }
@@ -124,7 +146,24 @@ impl Prepared for SimulatedPrepared {
                 return Err(DriverError::Guest("it was dead already".into()));
             }
             World::note(&mut contents, format!("start {slot}"));
-            let process = World::new_process(&mut contents);
+            if self.world.snapshots {
+                let planned = origin_of(&self.plan.origin);
+                if planned != origin_of(&spec.origin) || self.plan.resources != spec.resources {
+                    return Err(DriverError::Guest("it was prepared for another".into()));
+                }
+            }
+            let origin = origin_of(&spec.origin);
+            if origin
+                .as_ref()
+                .is_some_and(|path| !path.join("state.json").exists())
+            {
+                return Err(DriverError::Guest("its state is gone".into()));
+            }
+            let renewed = origin.is_some() && spec.renew;
+            let process = World::new_process(&mut contents, origin);
+            if renewed {
+                World::note(&mut contents, format!("renew {slot}"));
+            }
             contents.machines.insert(slot, process.clone());
             process
         };
@@ -137,6 +176,8 @@ impl Prepared for SimulatedPrepared {
             world: self.world.clone(),
             slot,
             process,
+            root: spec.origin.root().clone(),
+            resources: spec.resources,
         }))
     }
 
@@ -153,6 +194,76 @@ impl Drop for SimulatedPrepared {
         if !self.gone && !self.world.faults.leave_prepared.load(SeqCst) {
             self.world.contents().prepared.remove(&self.slot.number);
         }
+    }
+}
+
+impl SimulatedMachine {
+    async fn write(
+        &self,
+        directory: &Path,
+        options: SaveOptions,
+    ) -> Result<SavedState, DriverError> {
+        let system = |source| DriverError::System {
+            doing: format!("write {}", directory.display()),
+            source,
+        };
+        std::fs::create_dir(directory).map_err(system)?;
+        let disk = lock(&self.process.disk).clone();
+        std::fs::write(directory.join("disk.img"), disk).map_err(system)?;
+        tokio::time::sleep(self.world.save_time).await;
+        if Faults::strike(&self.world.faults.save) {
+            return Err(DriverError::Exhausted {
+                what: "disk",
+                cause: "simulated".into(),
+            });
+        }
+        let mut memory = None;
+        if options.memory {
+            let held = lock(&self.process.memory).clone();
+            std::fs::write(directory.join("memory"), held).map_err(system)?;
+            memory = Some(SavedMemory {
+                host: HostFacts {
+                    program: "simulation".into(),
+                    accelerator: String::new(),
+                    processor: String::new(),
+                    kernel: String::new(),
+                    guest: String::new(),
+                },
+                base: self
+                    .process
+                    .origin
+                    .clone()
+                    .filter(|origin| origin.join("memory").exists()),
+                control_token: Secret::new("control"),
+            });
+        }
+        let state = SavedState {
+            directory: directory.to_owned(),
+            driver: if self.world.snapshots {
+                DriverKind::Qemu
+            } else {
+                DriverKind::Container
+            },
+            root: self.root.clone(),
+            resources: self.resources,
+            memory,
+        };
+        state.seal()?;
+        Ok(state)
+    }
+}
+
+fn no_root() -> RootFiles {
+    RootFiles {
+        layers: Vec::new(),
+        disk: None,
+    }
+}
+
+fn origin_of(origin: &Origin) -> Option<PathBuf> {
+    match origin {
+        Origin::Fresh(_) => None,
+        Origin::Saved(state) => Some(state.directory.clone()),
     }
 }
 
@@ -186,6 +297,45 @@ impl Machine for SimulatedMachine {
             disk: 5 << 20,
             processes: 2,
         })
+    }
+
+    async fn freeze(&self) -> Result<(), DriverError> {
+        if Faults::strike(&self.world.faults.freeze) {
+            return Err(fault("cannot freeze"));
+        }
+        self.process.frozen.store(true, SeqCst);
+        Ok(())
+    }
+
+    async fn thaw(&self) -> Result<(), DriverError> {
+        self.process.frozen.store(false, SeqCst);
+        Ok(())
+    }
+
+    async fn save(
+        &self,
+        directory: &Path,
+        options: SaveOptions,
+    ) -> Result<SavedState, DriverError> {
+        if options.memory && !self.world.snapshots {
+            return Err(DriverError::Unsupported {
+                cause: "this driver cannot save memory".into(),
+                remedy: "use qemu".into(),
+            });
+        }
+        if self.process.exit.borrow().is_some() {
+            return Err(DriverError::Guest("it has ended".into()));
+        }
+        self.process.frozen.store(true, SeqCst);
+        let saved = self.write(directory, options).await;
+        if options.goes_on || saved.is_err() {
+            self.process.frozen.store(false, SeqCst);
+        }
+        if saved.is_err() {
+            // As every driver, it leaves nothing.
+            let _ = std::fs::remove_dir_all(directory);
+        }
+        saved
     }
 
     async fn destroy(&self) -> Result<(), DriverError> {

@@ -3,6 +3,7 @@
 use driver::Exit;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
@@ -26,6 +27,12 @@ pub struct Faults {
     pub set_internet: AtomicU32,
     /// Taking a slot over.
     pub adopt_slot: AtomicU32,
+    /// Saving: the disk is full.
+    pub save: AtomicU32,
+    /// Freezing in place.
+    pub freeze: AtomicU32,
+    /// Checking whether a state can be resumed here: it cannot.
+    pub check: AtomicU32,
     /// Prepared sandboxes stay behind when they are dropped without being discarded.
     pub leave_prepared: AtomicBool,
 }
@@ -44,6 +51,14 @@ pub(super) struct Process {
     pub(super) pid: u32,
     pub(super) exit: watch::Sender<Option<Exit>>,
     pub(super) since: std::time::Instant,
+    /// What its memory holds.
+    pub(super) memory: Mutex<String>,
+    /// What its disk holds.
+    pub(super) disk: Mutex<String>,
+    /// Whether it stands still.
+    pub(super) frozen: AtomicBool,
+    /// The state that it was started from.
+    pub(super) origin: Option<PathBuf>,
 }
 
 #[derive(Default)]
@@ -67,6 +82,10 @@ pub struct World {
     contents: Mutex<Contents>,
     /// What is to fail.
     pub faults: Faults,
+    /// Whether the driver saves memory; then it prepares for one origin only.
+    pub snapshots: bool,
+    /// How long saving takes.
+    pub save_time: Duration,
     /// How long preparing takes.
     pub prepare_time: Duration,
     /// How long starting takes.
@@ -94,16 +113,34 @@ impl World {
         })
     }
 
+    /// A host whose driver saves memory.
+    pub fn with_snapshots() -> Arc<Self> {
+        Arc::new(Self {
+            slots_max: 4096,
+            snapshots: true,
+            ..Self::default()
+        })
+    }
+
     pub(super) fn contents(&self) -> MutexGuard<'_, Contents> {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn new_process(contents: &mut Contents) -> Arc<Process> {
+    pub(super) fn new_process(contents: &mut Contents, origin: Option<PathBuf>) -> Arc<Process> {
+        let read = |file: &str| {
+            let path = origin.as_ref().map(|origin| origin.join(file));
+            let text = path.and_then(|path| std::fs::read_to_string(path).ok());
+            Mutex::new(text.unwrap_or_default())
+        };
         contents.next_pid += 1;
         Arc::new(Process {
             pid: contents.next_pid,
             exit: watch::Sender::new(None),
             since: std::time::Instant::now(),
+            memory: read("memory"),
+            disk: read("disk.img"),
+            frozen: AtomicBool::new(false),
+            origin,
         })
     }
 
@@ -138,6 +175,39 @@ impl World {
         self.contents().events.clone()
     }
 
+    /// Writes to memory and disk of the machine in a slot.
+    pub fn write(&self, slot: u32, memory: &str, disk: &str) {
+        if let Some(process) = self.contents().machines.get(&slot) {
+            *lock(&process.memory) = memory.to_owned();
+            *lock(&process.disk) = disk.to_owned();
+        }
+    }
+
+    /// Memory and disk of the machine in a slot.
+    pub fn read(&self, slot: u32) -> Option<(String, String)> {
+        let contents = self.contents();
+        let process = contents.machines.get(&slot)?;
+        Some((lock(&process.memory).clone(), lock(&process.disk).clone()))
+    }
+
+    /// Whether the machine in a slot stands still.
+    pub fn is_frozen(&self, slot: u32) -> bool {
+        let contents = self.contents();
+        contents
+            .machines
+            .get(&slot)
+            .is_some_and(|process| process.frozen.load(SeqCst))
+    }
+
+    /// Everything stops, as when the machine loses its power.
+    pub fn reboot(&self) {
+        let mut contents = self.contents();
+        contents.machines.clear();
+        contents.prepared.clear();
+        contents.slots.clear();
+        contents.closed.clear();
+    }
+
     /// Ends the machine in a slot, as a fault of its own would.
     pub fn crash(&self, slot: u32, exit: Exit) {
         if let Some(process) = self.contents().machines.get(&slot) {
@@ -149,4 +219,8 @@ impl World {
     pub fn kill_prepared(&self, slot: u32) {
         self.contents().prepared.remove(&slot);
     }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

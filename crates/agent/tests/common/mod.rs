@@ -104,6 +104,15 @@ impl House {
         Agent::start(self.options()).await.unwrap()
     }
 
+    /// An agent whose simulated machines have something that answers for their guests.
+    pub(crate) async fn agent_with_guests(&self) -> Arc<Agent> {
+        let options = AgentOptions {
+            guest_port: serve_guests().await,
+            ..self.options()
+        };
+        Agent::start(options).await.unwrap()
+    }
+
     /// Runs `work` in a runtime of its own that is torn down when `work` is done: for the agent it
     /// is as if the program were killed at that moment.
     pub(crate) fn until_killed<Output: Send + 'static, Work>(&self, work: Work) -> Output
@@ -175,4 +184,23 @@ pub(crate) async fn ended(agent: &Agent, number: u32) -> SandboxStatus {
 pub(crate) async fn create(agent: &Agent, number: u32) -> Result<SandboxStatus, Problem> {
     use api::node::Node;
     agent.create(request(number)).await
+}
+
+/// Answers at all addresses of the loopback as guests do that agree with everything; returns the
+/// port. Ends with the runtime.
+pub(crate) async fn serve_guests() -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let answer = "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    port
 }

@@ -1,0 +1,161 @@
+//! What a new sandbox starts from.
+
+use crate::{
+    create::driver_name,
+    parts::Parts,
+    problems,
+    states::{Lease, Purpose, StateKey},
+    templates,
+};
+use api::{BuildId, ErrorCode, Problem, Resources, node::TemplateBuild};
+use driver::{Origin, Plan, RootFiles};
+use std::{any::Any, sync::Arc, time::Duration};
+
+/// What a sandbox starts from, and what keeps it from being removed.
+pub(crate) struct Source {
+    pub(crate) origin: Origin,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) pin: Option<Box<dyn Any + Send + Sync>>,
+    /// The build for which sandboxes may be prepared ahead; none if this is for once.
+    pub(crate) shelf: Option<BuildId>,
+}
+
+impl Source {
+    /// A state, for one sandbox only.
+    pub(crate) fn once(lease: Lease) -> Self {
+        Self {
+            origin: lease.origin(),
+            lease: Some(lease),
+            pin: None,
+            shelf: None,
+        }
+    }
+
+    /// What a driver prepares for it.
+    pub(crate) fn plan(&self, resources: Resources) -> Plan {
+        Plan {
+            origin: self.origin.clone(),
+            resources,
+        }
+    }
+}
+
+/// Finds what a sandbox of a build starts from; where that is a state that is not there, or that
+/// this host cannot resume, makes it first.
+pub(crate) async fn find(
+    parts: &Arc<Parts>,
+    template: &TemplateBuild,
+    resources: Resources,
+    given: Option<Lease>,
+    deadline: Duration,
+) -> Result<Source, Problem> {
+    if let Some(lease) = given {
+        return Ok(Source::once(lease));
+    }
+    let key = StateKey::Build(template.build.clone());
+    if let Some(lease) = parts.states.lease(&key)
+        && let Some(source) = usable(parts, &key, lease, resources)?
+    {
+        return Ok(source);
+    }
+    if parts.states.is_lost(&template.build) {
+        return Err(Problem::new(
+            ErrorCode::NotFound,
+            format!(
+                "the state of snapshot {} is not there any more",
+                template.build
+            ),
+            "take another snapshot; `atoll node list` tells the node, whose log says more",
+        ));
+    }
+    if parts.driver.capabilities().memory_snapshot {
+        let making = templates::make(parts, template.clone(), resources);
+        let lease = tokio::time::timeout(deadline, making).await.map_err(|_| {
+            Problem::new(
+                ErrorCode::Unavailable,
+                format!(
+                    "template {} is being started for the first time",
+                    template.template
+                ),
+                "try again in a moment",
+            )
+        })??;
+        return Ok(Source {
+            shelf: Some(template.build.clone()),
+            ..Source::once(lease)
+        });
+    }
+    fresh(parts, template).await
+}
+
+/// A template's root and an empty writable layer.
+pub(crate) async fn fresh(parts: &Parts, template: &TemplateBuild) -> Result<Source, Problem> {
+    let root = parts.images.root(&template.image).await?;
+    let disk = match parts.driver.capabilities().needs_disk {
+        true => Some(parts.images.disk(&template.image).await?),
+        false => None,
+    };
+    Ok(Source {
+        origin: Origin::Fresh(RootFiles {
+            layers: root.layers,
+            disk,
+        }),
+        lease: None,
+        pin: Some(root.pin),
+        shelf: None,
+    })
+}
+
+/// A build's state if it can be used here; none if it is to be made again.
+fn usable(
+    parts: &Parts,
+    key: &StateKey,
+    lease: Lease,
+    resources: Resources,
+) -> Result<Option<Source>, Problem> {
+    let state = lease.state();
+    if state.memory.is_some() && !fits(&state.resources, &resources) {
+        return Err(Problem::new(
+            ErrorCode::InvalidArgument,
+            format!(
+                "a sandbox that starts from this state with memory has {} processors and {} of \
+                 memory, and {} and {} were asked for",
+                state.resources.vcpus, state.resources.memory, resources.vcpus, resources.memory
+            ),
+            "ask for what the snapshot or the template's build says",
+        ));
+    }
+    let Err(error) = parts.driver.check(state) else {
+        let StateKey::Build(build) = key else {
+            return Ok(Some(Source::once(lease)));
+        };
+        return Ok(Some(Source {
+            shelf: Some(build.clone()),
+            ..Source::once(lease)
+        }));
+    };
+    let purpose = parts.states.about(key).map(|about| about.purpose);
+    if purpose == Some(Purpose::Template) {
+        tracing::warn!("the {key} is made again: {}", problems::chain(&error));
+        lease.doom();
+        return Ok(None);
+    }
+    Err(refused(parts, &error))
+}
+
+/// Why a state cannot be resumed here.
+pub(crate) fn refused(parts: &Parts, error: &driver::DriverError) -> Problem {
+    Problem::new(
+        ErrorCode::Unsupported,
+        format!(
+            "the {} driver of this node cannot resume this state: {}",
+            driver_name(parts.driver.kind()),
+            problems::chain(error)
+        ),
+        "resume it where it was saved, on a host with the same processor and the same versions",
+    )
+}
+
+fn fits(state: &Resources, asked: &Resources) -> bool {
+    state.vcpus == asked.vcpus && state.memory == asked.memory
+}
