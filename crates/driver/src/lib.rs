@@ -13,6 +13,7 @@
 
 pub mod cgroup;
 pub mod container;
+pub mod firecracker;
 mod guest_binary;
 pub mod kernel;
 pub mod kvm;

@@ -49,7 +49,7 @@ impl Accelerator {
     }
 
     /// Model and features that the guest sees, as one line to compare.
-    pub(super) fn processor_facts(self) -> String {
+    pub(crate) fn processor_facts(self) -> String {
         match self {
             // All features that the translator knows, whatever the host has.
             Self::Tcg => self.processor().into(),

@@ -5,7 +5,7 @@ use super::{
     memory::{INDEX, PAGES, WHOLE},
     restore::DEVICES,
 };
-use crate::{DriverError, SavedState, doing, sparse};
+use crate::{DriverError, SavedState, doing, firecracker::DIFFERENCE, sparse};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -17,7 +17,7 @@ const FILE: &str = "checksums.json";
 const DISK: &str = "disk.img";
 
 /// Writes the checksums of all files that are there, and all of it through to the disk. Blocks.
-pub(super) fn write(directory: &Path) -> io::Result<()> {
+pub(crate) fn write(directory: &Path) -> io::Result<()> {
     let sums = compute(directory, true)?;
     let path = directory.join(FILE);
     fs::write(&path, serde_json::to_vec_pretty(&sums)?)?;
@@ -26,7 +26,7 @@ pub(super) fn write(directory: &Path) -> io::Result<()> {
 
 fn compute(directory: &Path, through: bool) -> io::Result<BTreeMap<String, String>> {
     let mut sums = BTreeMap::new();
-    for name in [DISK, DEVICES, WHOLE, PAGES, INDEX] {
+    for name in [DISK, DEVICES, WHOLE, PAGES, INDEX, DIFFERENCE] {
         match File::open(directory.join(name)) {
             Ok(file) => {
                 sums.insert(name.to_owned(), sparse::digest(&file)?);

@@ -537,7 +537,7 @@ impl Driver for Qemu {
 }
 
 /// Runs what blocks away from the asynchronous threads.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
 ) -> Result<T, DriverError> {
     match tokio::task::spawn_blocking(work).await {
@@ -547,7 +547,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// An error that says so if the disk is full.
-pub(super) fn full_or(error: io::Error, what: &str) -> DriverError {
+pub(crate) fn full_or(error: io::Error, what: &str) -> DriverError {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => DriverError::Exhausted {
             what: "disk",
@@ -558,20 +558,21 @@ pub(super) fn full_or(error: io::Error, what: &str) -> DriverError {
 }
 
 /// 32 random hexadecimal digits.
-pub(super) fn random_token() -> Result<Secret, DriverError> {
+pub(crate) fn random_token() -> Result<Secret, DriverError> {
     let bytes = random_bytes::<16>()?;
     Ok(Secret::new(facts::hexadecimal(&bytes)))
 }
 
 /// Bytes from the kernel's generator.
-pub(super) fn random_bytes<const COUNT: usize>() -> Result<[u8; COUNT], DriverError> {
+pub(crate) fn random_bytes<const COUNT: usize>() -> Result<[u8; COUNT], DriverError> {
     let mut bytes = [0; COUNT];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(doing("get random bytes"))?;
     Ok(bytes)
 }
 
-fn make_private(directory: &Path) -> Result<(), DriverError> {
+/// Makes a directory that only its owner can enter.
+pub(crate) fn make_private(directory: &Path) -> Result<(), DriverError> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new()
         .recursive(true)

@@ -21,11 +21,11 @@
 //! | `qmp`, `console`, `guest` | how QEMU and the guest are spoken to |
 //! | `save`, `restore`, `memory`, `checksums` | what is saved, and how it comes back |
 
-mod accelerator;
+pub(crate) mod accelerator;
 mod arguments;
-mod checksums;
+pub(crate) mod checksums;
 pub(crate) mod console;
-mod driver;
+pub(crate) mod driver;
 mod facts;
 pub(crate) mod guest;
 mod hold;
@@ -33,9 +33,9 @@ pub mod jail;
 mod launch;
 mod machine;
 mod memory;
-mod notes;
+pub(crate) mod notes;
 mod opener;
-mod prepared;
+pub(crate) mod prepared;
 mod qmp;
 mod restore;
 mod runtime;

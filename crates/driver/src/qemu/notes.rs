@@ -14,21 +14,21 @@ const FILE: &str = "machine.json";
 
 /// What is not to be seen from the process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Notes {
+pub(crate) struct Notes {
     /// The root file system beneath.
-    pub(super) root: RootFiles,
+    pub(crate) root: RootFiles,
     /// What it may use.
-    pub(super) resources: Resources,
+    pub(crate) resources: Resources,
     /// The directory of the state whose whole memory it stands on; none if its memory is its own
     /// file.
-    pub(super) base: Option<PathBuf>,
+    pub(crate) base: Option<PathBuf>,
     /// Opens its guest.
-    pub(super) control_token: Secret,
+    pub(crate) control_token: Secret,
 }
 
 impl Notes {
     /// Writes them. Not durably: a machine does not outlive a crash of its host.
-    pub(super) fn write(&self, directory: &Path) -> Result<(), DriverError> {
+    pub(crate) fn write(&self, directory: &Path) -> Result<(), DriverError> {
         let path = directory.join(FILE);
         let partial = directory.join("machine.json.partial");
         let write = || -> std::io::Result<()> {
@@ -44,8 +44,16 @@ impl Notes {
         write().map_err(doing(format!("write {}", path.display())))
     }
 
+    /// Reads them, if there are any.
+    pub(crate) fn find(directory: &Path) -> Result<Option<Self>, DriverError> {
+        match directory.join(FILE).exists() {
+            true => Self::read(directory).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Reads them.
-    pub(super) fn read(directory: &Path) -> Result<Self, DriverError> {
+    pub(crate) fn read(directory: &Path) -> Result<Self, DriverError> {
         let path = directory.join(FILE);
         let text = fs::read(&path).map_err(doing(format!("read {}", path.display())))?;
         serde_json::from_slice(&text).map_err(doing(format!("understand {}", path.display())))

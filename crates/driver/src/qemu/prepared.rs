@@ -9,10 +9,11 @@ use super::{
 use crate::{
     DriverError, Machine, NetworkSlot, Prepared, StartSpec, doing, phases::Stopwatch,
 };
-use api::{Resources, Secret, boot::MachineClaim};
+use api::{Resources, Secret, boot::{Identity, MachineClaim}};
 use base64::Engine;
 use serde_json::json;
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -114,7 +115,21 @@ async fn start(
     let go = hold.qmp.call("cont", json!({}), PATIENCE);
     tokio::try_join!(note, go)?;
     phases.mark("go");
-    let claim = MachineClaim {
+    let claim = describe(identity, host_name, name_servers, renew)?;
+    let left = deadline.saturating_sub(begin.elapsed());
+    hold.guest.claim(&claim, &former, left).await?;
+    phases.mark("identity");
+    Ok(())
+}
+
+/// What a guest is told that becomes somebody now.
+pub(crate) fn describe(
+    identity: Identity,
+    host_name: String,
+    name_servers: Vec<IpAddr>,
+    renew: bool,
+) -> Result<MachineClaim, DriverError> {
+    Ok(MachineClaim {
         identity,
         host_name,
         name_servers,
@@ -123,15 +138,11 @@ async fn start(
             base64::engine::general_purpose::STANDARD.encode(random_bytes::<64>()?),
         ),
         renew,
-    };
-    let left = deadline.saturating_sub(begin.elapsed());
-    hold.guest.claim(&claim, &former, left).await?;
-    phases.mark("identity");
-    Ok(())
+    })
 }
 
 /// A machine's processors and memory are part of its state.
-fn same_resources(prepared: &Resources, wanted: &Resources) -> Result<(), DriverError> {
+pub(crate) fn same_resources(prepared: &Resources, wanted: &Resources) -> Result<(), DriverError> {
     if prepared == wanted {
         return Ok(());
     }
