@@ -16,9 +16,10 @@ pub enum Hypervisor {
 }
 
 /// What every machine is told: to say nothing while it starts (each line on an emulated serial
-/// port costs), to end the hypervisor when it crashes, to leave out what it has no use for.
+/// port costs), to end the hypervisor when it crashes, to leave out what it has no use for, and
+/// not to touch two megabytes of memory where four kilobytes do.
 const COMMON: &str = "console=ttyS0 quiet loglevel=1 panic=-1 cryptomgr.notests \
-                      random.trust_cpu=on 8250.nr_uarts=1 audit=0";
+                      random.trust_cpu=on 8250.nr_uarts=1 audit=0 transparent_hugepage=madvise";
 
 /// The command line of a machine whose guest opens to `control_token` until it is told who it is.
 ///
@@ -26,7 +27,7 @@ const COMMON: &str = "console=ttyS0 quiet loglevel=1 panic=-1 cryptomgr.notests 
 pub fn command_line(hypervisor: Hypervisor, control_token: &Secret) -> String {
     let special = match hypervisor {
         Hypervisor::QemuTcg => {
-            format!("reboot=t no_timer_check tsc_early_khz={}", time_stamp_khz())
+            format!("reboot=t no_timer_check init_on_alloc=0 tsc_early_khz={}", time_stamp_khz())
         }
         Hypervisor::QemuKvm => "reboot=t".to_owned(),
         Hypervisor::Firecracker => "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd".into(),

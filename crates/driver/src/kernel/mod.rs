@@ -23,6 +23,7 @@ pub use clock::time_stamp_khz;
 pub use command_line::{Hypervisor, command_line};
 
 use crate::{DriverError, GUEST, doing};
+use api::finding::Finding;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -120,6 +121,71 @@ impl Kernel {
     }
 }
 
+/// What `doctor` tells of the kernel that [`Kernel::find`] would give: which one, and why it fits
+/// or does not. Downloads and writes nothing; asks `apt-cache` if none was unpacked yet.
+pub fn check(data_dir: &Path, given: Option<&Path>) -> Finding {
+    const NAME: &str = "guest kernel";
+    let told = || -> Result<String, DriverError> {
+        let file = given.map(Given::read).transpose()?;
+        let wanted = file.as_ref().map(|file| file.digest.as_str());
+        let mut known = unpacked(&data_dir.join("kernel")).into_iter();
+        if let Some((_, record)) = known.find(|(_, record)| record.given.as_deref() == wanted) {
+            let notes = record.notes.join("; ");
+            return Ok(format!("{}: {}; {notes}", record.release, record.origin));
+        }
+        match file {
+            Some(file) => {
+                let parts = file.parts();
+                let release = check_parts(&parts)?;
+                Ok(format!("{release}: {}; {}", parts.origin, fitness(&parts)))
+            }
+            None => {
+                let (name, version) = package::look()?;
+                Ok(format!(
+                    "{name} {version} will be downloaded for the first microVM"
+                ))
+            }
+        }
+    };
+    match told() {
+        Ok(text) => Finding::ok(NAME, text),
+        // Sandboxes can do without microVMs, but a file that was named is wanted.
+        Err(DriverError::Unsupported { cause, remedy }) if given.is_none() => {
+            Finding::warning(NAME, cause, remedy)
+        }
+        Err(DriverError::Unsupported { cause, remedy }) => Finding::missing(NAME, cause, remedy),
+        Err(error) => {
+            let source = std::error::Error::source(&error);
+            let why = source.map_or_else(String::new, |source| format!(": {source}"));
+            Finding::missing(
+                NAME,
+                format!("{error}{why}"),
+                "Name a file that can be read",
+            )
+        }
+    }
+}
+
+/// The release, or why it cannot be used.
+fn check_parts(parts: &Parts) -> Result<String, DriverError> {
+    let release = payload::release(&parts.image).ok_or_else(|| unfit("it is no Linux kernel"))?;
+    let missing = parts
+        .config
+        .as_deref()
+        .map(|text| config::Config::parse(text).missing());
+    match missing {
+        Some(missing) if !missing.is_empty() => Err(unfit(&missing.join("; "))),
+        _ => Ok(release),
+    }
+}
+
+fn fitness(parts: &Parts) -> &'static str {
+    match parts.config {
+        Some(_) => "its configuration has all that microVMs need",
+        None => "its configuration is not known; the first start will tell",
+    }
+}
+
 /// A file that the user named.
 struct Given {
     path: PathBuf,
@@ -179,24 +245,13 @@ fn remove_partial(folder: &Path) {
 const PARTIAL: &str = "partial-";
 
 fn unpack(folder: &Path, parts: Parts) -> Result<(PathBuf, Record), DriverError> {
-    let release = payload::release(&parts.image).ok_or_else(|| unfit("it is no Linux kernel"))?;
+    let release = check_parts(&parts)?;
     let image = payload::extract(&parts.image).map_err(|error| unfit(&error.to_string()))?;
-    let config = parts.config.as_deref().map(config::Config::parse);
     let modules = match &parts.modules {
         Some(directory) => modules::gather(directory)?,
         None => Vec::new(),
     };
-    let mut notes = Vec::new();
-    match &config {
-        Some(config) => {
-            let missing = config.missing();
-            if !missing.is_empty() {
-                return Err(unfit(&missing.join("; ")));
-            }
-            notes.push("its configuration has all that microVMs need".to_owned());
-        }
-        None => notes.push("its configuration is not known; the first start will tell".to_owned()),
-    }
+    let mut notes = vec![fitness(&parts).to_owned()];
     let names: Vec<&str> = modules.iter().map(|module| module.name.as_str()).collect();
     notes.push(match names.len() {
         0 => "it is started without modules".to_owned(),

@@ -24,19 +24,25 @@ impl Drop for Package {
     }
 }
 
+/// Name and version of the kernel's package, as the machine's package lists have it.
+pub(super) fn look() -> Result<(String, String), DriverError> {
+    let about = run(Command::new("apt-cache").args(["show", "--no-all-versions", NAME]))?;
+    newest(&about)
+        .map(|(name, version)| (name.to_owned(), version.to_owned()))
+        .ok_or_else(|| unavailable(&format!("{NAME} names no kernel that it depends on")))
+}
+
 /// Downloads and unpacks the package below `folder`.
 pub(super) fn fetch(
     folder: &Path,
     progress: &mut impl FnMut(&str),
 ) -> Result<Package, DriverError> {
-    let about = run(Command::new("apt-cache").args(["show", "--no-all-versions", NAME]))?;
-    let (name, version) = newest(&about)
-        .ok_or_else(|| unavailable(&format!("{NAME} names no kernel that it depends on")))?;
+    let (name, version) = look()?;
     let directory = folder.join(format!("{PARTIAL}package-{}", std::process::id()));
     let package = Package {
         directory: directory.clone(),
-        name: name.to_owned(),
-        version: version.to_owned(),
+        name: name.clone(),
+        version: version.clone(),
     };
     let root = directory.join("root");
     fs::create_dir_all(&root).map_err(doing(format!("make {}", root.display())))?;

@@ -62,6 +62,23 @@ fn a_kernel_that_was_named_is_used() {
 }
 
 #[test]
+fn the_check_says_which_and_why() {
+    let Some((directory, kernel)) = found() else {
+        return;
+    };
+    let found = check(directory.path(), None);
+    assert!(found.detail.contains(&kernel.release), "{found:?}");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let ahead = check(elsewhere.path(), None);
+    assert!(ahead.detail.contains("will be downloaded"), "{ahead:?}");
+    let named = check(elsewhere.path(), Some(&kernel.image));
+    assert!(named.detail.contains("not known"), "{named:?}");
+    let wrong = check(elsewhere.path(), Some(Path::new("/etc/passwd")));
+    assert!(wrong.detail.contains("no Linux kernel"), "{wrong:?}");
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn nonsense_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("vmlinuz");
