@@ -34,6 +34,8 @@ need_to_run() {
   # The smallest systems have no mount, which mmdebstrap uses.
   need mount mount
   need mmdebstrap mmdebstrap
+  need qemu-system-x86_64 qemu-system-x86
+  need mkfs.erofs erofs-utils
   python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
   [ "$(id -u)" = 0 ] || problems+=("this is not root: sandboxes need namespaces and mounts; use sudo")
 }
