@@ -58,6 +58,10 @@ impl Images for ImageStore {
         })
     }
 
+    async fn disk(&self, digest: &ImageDigest) -> Result<PathBuf, Problem> {
+        Ok(Self::disk(self, digest).await?)
+    }
+
     async fn build(
         &self,
         source: TemplateSource,

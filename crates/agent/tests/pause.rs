@@ -199,7 +199,8 @@ async fn killed_while_it_is_paused_or_brought_back() {
     create(&agent, 2).await.unwrap();
     create(&agent, 3).await.unwrap();
 
-    let pausing = agent.pause(&id(1), true);
+    let (first, second) = (id(1), id(2));
+    let pausing = agent.pause(&first, true);
     let killing = async {
         agent.ended(&id(1)).await;
         assert_eq!(status(&agent, 1).await.state, SandboxState::Pausing);
@@ -215,7 +216,7 @@ async fn killed_while_it_is_paused_or_brought_back() {
     assert_eq!(reason(&status(&agent, 1).await.state), EndReason::Killed);
 
     agent.pause(&id(2), true).await.unwrap();
-    let resuming = agent.resume(&id(2), HOUR);
+    let resuming = agent.resume(&second, HOUR);
     let killing = async {
         loop {
             if status(&agent, 2).await.state == SandboxState::Resuming {

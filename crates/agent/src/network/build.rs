@@ -6,8 +6,9 @@ use super::{
     namespace,
     netlink::Socket,
     range::Ipv4Range,
+    tap::{self, MachineSlots},
 };
-use driver::NetworkSlot;
+use driver::{NetworkSlot, slot::machine};
 use std::{os::fd::AsFd, time::Instant};
 
 /// Name of the interface inside a sandbox.
@@ -28,6 +29,8 @@ pub(super) struct Plan {
     pub(super) mtu: u32,
     /// The interface group that new slots are in.
     pub(super) group: u32,
+    /// Set if slots are for microVMs.
+    pub(super) machines: Option<MachineSlots>,
 }
 
 impl Plan {
@@ -59,7 +62,7 @@ impl Plan {
             namespace: handle,
             host_interface: self.interface(number),
             gateway: address(2 * number)?,
-            tap: None,
+            tap: self.machines.map(|_| machine::TAP.to_owned()),
             address: address(2 * number + 1)?,
         })
     }
@@ -101,6 +104,9 @@ impl Plan {
         link::create_pair(host, &outer, &inner, namespace, self.group, self.mtu)?;
         let mut connect = || {
             link::raise_inner(&mut inside, &inner, &outer)?;
+            if let Some(machines) = self.machines {
+                tap::set_up(machines, &mut inside, slot.address, self.mtu)?;
+            }
             link::raise_outer(host, &outer, &inner)?;
             // The end that was raised first gets its queue from a worker of the kernel and drops
             // packets until then: a lost first answer would cost a second.
@@ -130,6 +136,7 @@ mod tests {
             range: "10.192.16.0/20".parse().unwrap(),
             mtu: 1500,
             group: 1,
+            machines: None,
         }
     }
 

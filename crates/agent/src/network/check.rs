@@ -55,6 +55,7 @@ fn slots() -> Finding {
         range: Ipv4Range::containing(PROBE, 20),
         mtu: 1500,
         group: rules::OPEN,
+        machines: None,
     };
     let host = std::thread::spawn(move || {
         namespace::enter_new()?;

@@ -55,6 +55,7 @@ pub(super) fn start(
         range,
         mtu: *MTU.end(),
         group: rules::OPEN,
+        machines: options.machines,
     };
     if let Some(uplink) = link::uplink(&mut socket)? {
         let links = link::links(&mut socket)?;

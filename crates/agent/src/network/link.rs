@@ -63,6 +63,8 @@ const LAST_PRIORITY: u32 = u32::MAX - 1;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// Length of the prefix of the two addresses of a pair.
+const PAIR: u8 = 31;
 /// Bytes of `ifinfomsg`.
 const LINK_HEADER: usize = 16;
 /// Bytes of `ifaddrmsg`.
@@ -166,7 +168,7 @@ pub(super) fn raise_outer(
     ];
     let index = present_index(socket, outer.name)?;
     let mut batch = Batch::default();
-    push_address(&mut batch, index, outer.address);
+    push_address(&mut batch, index, outer.address, PAIR);
     batch.push(
         "setting up the host's end of a veth pair",
         RTM_NEWLINK,
@@ -205,7 +207,7 @@ pub(super) fn raise_inner(
     let index = present_index(socket, inner.name)?;
     let mut batch = Batch::default();
     push_up(&mut batch, loopback);
-    push_address(&mut batch, index, inner.address);
+    push_address(&mut batch, index, inner.address, PAIR);
     push_up(&mut batch, index);
     push_neighbour(&mut batch, index, outer);
     batch.push(
@@ -218,6 +220,27 @@ pub(super) fn raise_inner(
             body.number(RTA_OIF, index);
         },
     );
+    socket.execute(batch)
+}
+
+/// Sets up a tap device, behind which `behind` sits, on a socket in its namespace.
+pub(super) fn raise_tap(
+    socket: &mut Socket,
+    tap: &End<'_>,
+    behind: &End<'_>,
+    prefix: u8,
+    mtu: u32,
+) -> Result<(), NetworkError> {
+    let index = present_index(socket, tap.name)?;
+    let mut batch = Batch::default();
+    batch.push("setting up a tap device", RTM_NEWLINK, 0, |body| {
+        body.fixed(&link_header(index, 0));
+        body.attribute(IFLA_ADDRESS, &tap.hardware);
+        body.number(IFLA_MTU, mtu);
+    });
+    push_address(&mut batch, index, tap.address, prefix);
+    push_up(&mut batch, index);
+    push_neighbour(&mut batch, index, behind);
     socket.execute(batch)
 }
 
@@ -246,14 +269,14 @@ fn push_up(batch: &mut Batch, index: u32) {
     });
 }
 
-fn push_address(batch: &mut Batch, index: u32, address: Ipv4Addr) {
+fn push_address(batch: &mut Batch, index: u32, address: Ipv4Addr, prefix: u8) {
     batch.push(
         "giving an interface its address",
         RTM_NEWADDR,
         CREATE | EXCLUSIVE,
         |body| {
             let mut header = [0; ADDRESS_HEADER];
-            (header[0], header[1]) = (AF_INET, 31);
+            (header[0], header[1]) = (AF_INET, prefix);
             header[4..8].copy_from_slice(&index.to_ne_bytes());
             body.fixed(&header);
             body.attribute(IFA_LOCAL, &address.octets());

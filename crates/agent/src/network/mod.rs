@@ -18,6 +18,9 @@
 //!
 //! What is not here: which ports of a sandbox the public reaches is the gateway's affair.
 //!
+//! For microVMs a slot has a tap device besides, and its namespace translates between the slot's
+//! address and the machine's, which is the same in all ([`tap`], [`nat`]).
+//!
 //! Messages to the kernel are written by hand ([`netlink`], [`link`]): there are few of them, and
 //! most are sent by short-lived threads in another namespace, where an asynchronous client of
 //! netlink has no place.
@@ -32,16 +35,19 @@ mod guard;
 mod life;
 mod link;
 mod namespace;
+mod nat;
 mod netlink;
 mod numbers;
 mod range;
 mod registry;
 mod resolvers;
 mod rules;
+mod tap;
 
 pub use check::check;
 pub use error::NetworkError;
 pub use range::{Ipv4Range, ParseRangeError};
+pub use tap::MachineSlots;
 
 use crate::slots::Slots;
 use api::Problem;
@@ -76,6 +82,8 @@ pub struct NetworkOptions {
     pub ranges: Vec<Ipv4Range>,
     /// Name servers for sandboxes; if empty, the host's public ones or well-known ones.
     pub name_servers: Vec<IpAddr>,
+    /// Set if sandboxes are microVMs: each slot then has a tap device besides.
+    pub machines: Option<MachineSlots>,
     /// Where the instances of one host agree; emptied when the machine restarts.
     pub shared: PathBuf,
 }
@@ -95,6 +103,7 @@ impl NetworkOptions {
                 range([198, 18, 0, 0], 15),
             ],
             name_servers: Vec::new(),
+            machines: None,
             shared: PathBuf::from("/run/atoll/network"),
         }
     }
@@ -296,7 +305,9 @@ impl Inner {
         let joined = inside
             .iter()
             .any(|link| link.name == INNER && link.peer == Some(outer));
-        if joined {
+        let tap = slot.tap.as_ref();
+        let fits = tap.is_none_or(|tap| inside.iter().any(|link| link.name == *tap));
+        if joined && fits {
             Ok(slot)
         } else {
             Err(refuse(format!(

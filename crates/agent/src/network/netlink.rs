@@ -41,6 +41,8 @@ pub(super) const REPLACE: u16 = 0x100;
 pub(super) const EXCLUSIVE: u16 = 0x200;
 /// Flag of a request: create it if it is not there.
 pub(super) const CREATE: u16 = 0x400;
+/// Flag of a request: after what is there.
+pub(super) const APPEND: u16 = 0x800;
 
 /// Requests that are sent in one datagram and carried out in order.
 #[derive(Debug, Default)]
@@ -71,6 +73,14 @@ impl Batch {
             flags | NLM_F_REQUEST | NLM_F_ACK,
             sequence,
         );
+        write(&mut Body(&mut self.bytes));
+        close_message(&mut self.bytes, start);
+    }
+
+    /// Adds a message that the kernel does not answer: the frame around others.
+    pub(super) fn push_unanswered(&mut self, kind: u16, write: impl FnOnce(&mut Body<'_>)) {
+        let start = self.bytes.len();
+        write_header(&mut self.bytes, kind, NLM_F_REQUEST, 0);
         write(&mut Body(&mut self.bytes));
         close_message(&mut self.bytes, start);
     }
