@@ -28,6 +28,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Started as the keeper of sandboxes, the program never comes back from here.
     driver::container::keeper::run_if_asked();
+    // Nor as the jail of a virtual machine, which it becomes.
+    driver::qemu::jail::run_if_asked();
     let arguments = commands::Arguments::parse();
     let status = match runtime(&arguments.command) {
         Ok(runtime) => {

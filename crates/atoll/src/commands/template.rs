@@ -122,6 +122,10 @@ struct Build {
     #[arg(long = "start", value_name = "COMMAND")]
     start_command: Option<String>,
 
+    /// Command that is tried after it until it succeeds: the template is ready then
+    #[arg(long = "ready", value_name = "COMMAND")]
+    ready_command: Option<String>,
+
     /// Set a variable for every process; KEY alone takes the value from here
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = parse_variable)]
     environment: Vec<(String, String)>,
@@ -183,6 +187,7 @@ async fn build(options: Build) -> anyhow::Result<u8> {
         memory_mb: options.memory.map(mebibytes),
         disk_size_mb: options.disk.map(mebibytes),
         start_command: options.start_command,
+        ready_command: options.ready_command,
         environment: options.environment.into_iter().collect(),
         user: options.user,
         working_directory: options.working_directory,

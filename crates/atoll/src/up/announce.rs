@@ -8,9 +8,12 @@ use api::{
     template::{Requester, TemplateSource},
 };
 use futures::{StreamExt, stream::BoxStream};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// A source of root file systems whose builds are shown.
@@ -70,6 +73,10 @@ impl Drop for Display {
 impl<I: Images> Images for Announced<I> {
     async fn root(&self, digest: &ImageDigest) -> Result<Root, Problem> {
         self.images.root(digest).await
+    }
+
+    async fn disk(&self, digest: &ImageDigest) -> Result<PathBuf, Problem> {
+        self.images.disk(digest).await
     }
 
     async fn build(

@@ -6,6 +6,7 @@ mod announce;
 mod driver;
 mod limits;
 mod log;
+mod open;
 mod server;
 
 use crate::{
@@ -66,6 +67,10 @@ pub(crate) struct Arguments {
     /// How sandboxes run
     #[arg(long, value_enum, default_value = "auto")]
     driver: driver::Choice,
+
+    /// Kernel of microVMs, vmlinux or vmlinuz [default: the distribution's for virtual machines]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
 
     /// What becomes of running sandboxes when it stops
     #[arg(long, value_enum, default_value = "kill")]
@@ -141,7 +146,7 @@ pub(crate) fn runtime() -> tokio::runtime::Builder {
 
 /// Serves until it is told to stop.
 pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
-    let chosen = driver::choose(arguments.driver)?;
+    let chosen = driver::choose(arguments.driver);
     require_root()?;
     log::begin(arguments.json);
     limits::raise_open_files();
@@ -167,7 +172,12 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     let keeps = arguments.on_exit == OnExit::Keep;
 
     tracing::info!("{}", chosen.reason);
-    let mut server = Server::start(&data, listener, plan(arguments, key.for_control())).await?;
+    let mut server = Server::start(
+        &data,
+        listener,
+        plan(arguments, chosen.kind, key.for_control()),
+    )
+    .await?;
     let published = data.publish(&format!("{scheme}://{}", reachable(address)))?;
     match &key.origin {
         KeyOrigin::Kept(path) if !server.knows(&key.key) => tracing::warn!(
@@ -205,9 +215,11 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn plan(arguments: Arguments, first_key: control::FirstKey) -> Plan {
+fn plan(arguments: Arguments, driver: ::driver::DriverKind, first_key: control::FirstKey) -> Plan {
     let pool = PoolOptions::for_memory(Bytes(machine_memory()));
     Plan {
+        driver,
+        kernel: arguments.kernel,
         first_key,
         domain: arguments.domain,
         tls: arguments

@@ -4,19 +4,19 @@
 //! images, driver and network; then the agent over them; then the control plane over the agent;
 //! then the gateway before both. If one cannot start, those that did are stopped again.
 
-use super::announce::Announced;
+use super::{announce::Announced, open::Opening};
 use crate::data_dir::DataDir;
 use agent::{
     Agent, AgentOptions, GUEST_PORT, Limits, OnExit, PoolOptions,
-    network::{Network, NetworkOptions},
+    network::{MachineSlots, Network, NetworkOptions},
 };
 use anyhow::Context;
 use api::{Secret, node::Node, route::Locate};
 use control::{Control, ControlOptions, FirstKey};
-use driver::container::{Container, ContainerOptions};
+use driver::DriverKind;
 use gateway::{Gateway, GatewayOptions, TlsFiles, TowerApi};
 use image::{ImageStore, StoreOptions};
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use store::{SqliteStore, Store};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,9 @@ const LAST_REQUESTS: Duration = Duration::from_secs(3);
 
 /// All that the rooms are told.
 pub(super) struct Plan {
+    pub(super) driver: DriverKind,
+    /// The guest's kernel, for microVMs.
+    pub(super) kernel: Option<PathBuf>,
     pub(super) first_key: FirstKey,
     pub(super) domain: Option<String>,
     pub(super) tls: Option<TlsFiles>,
@@ -65,9 +68,15 @@ impl Server {
         let mut images = StoreOptions::new(path.join("images"));
         images.insecure_registries = plan.insecure_registries;
         let images = tokio::task::spawn_blocking(move || ImageStore::open(images));
-        let container = ContainerOptions::new(path, &instance);
-        let driver = tokio::task::spawn_blocking(move || Container::new(container));
+        let opening = Opening {
+            kind: plan.driver,
+            data_directory: path.to_owned(),
+            instance: instance.clone(),
+            kernel: plan.kernel,
+        };
         let mut network = NetworkOptions::new(&instance, path.join("agent"));
+        network.machines = opening.machines().then(MachineSlots::default);
+        let driver = tokio::task::spawn_blocking(move || opening.open());
         network.name_servers = plan.name_servers;
         let network = Network::start(network);
         let store = SqliteStore::open(path.join("store.sqlite"));
@@ -82,13 +91,13 @@ impl Server {
             let images = images?
                 .map_err(api::Problem::from)
                 .context("cannot open the images")?;
-            let driver = driver?.map_err(explain).context("cannot run containers")?;
+            let driver = driver?.context("cannot run sandboxes")?;
             let agent = Agent::start(AgentOptions {
                 node: data.node_id()?,
                 name: host_name(),
                 data_dir: path.to_owned(),
                 instance,
-                driver: Arc::new(driver),
+                driver,
                 images: Arc::new(Announced::new(images)),
                 network: Arc::new(network.clone()),
                 limits: plan.limits,
@@ -182,16 +191,6 @@ impl Server {
         if let Some(gateway) = gateway {
             let _ = gateway.await;
         }
-    }
-}
-
-/// The driver's error with the remedy that it brings.
-fn explain(error: driver::DriverError) -> anyhow::Error {
-    match error {
-        driver::DriverError::Unsupported { cause, remedy } => {
-            crate::failure::Failure::new(cause, remedy).into()
-        }
-        other => other.into(),
     }
 }
 
