@@ -5,7 +5,6 @@ use crate::{
     create::driver_name,
     problems,
     sandbox::{Found, Request},
-    states::StateKey,
     templates,
 };
 use api::{
@@ -215,7 +214,7 @@ impl Node for Agent {
     }
 
     async fn remove_state(&self, build: &BuildId) -> Result<(), Problem> {
-        self.parts.states.doom(&StateKey::Build(build.clone()));
+        self.parts.states.doom_build(build);
         self.parts.pool.clear(build).await;
         Ok(())
     }

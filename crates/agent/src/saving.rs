@@ -3,8 +3,8 @@
 use crate::{
     agent::Agent,
     problems,
-    sandbox::{Found, Request, Sandbox, Saved, Stage},
-    states::{About, ForkName, Lease, Purpose, StateKey},
+    sandbox::{Found, Request, Sandbox, SaveTo, Saved, Stage},
+    states::{About, Lease, Purpose},
 };
 use api::{
     Bytes, ErrorCode, Problem, SandboxId,
@@ -99,7 +99,6 @@ impl Agent {
         memory: bool,
     ) -> Result<SnapshotInfo, Problem> {
         self.is_open()?;
-        let key = StateKey::Build(build.build.clone());
         let Some(sandbox) = self.parts.registry.live(id) else {
             return Err(problems::unknown(id));
         };
@@ -110,15 +109,14 @@ impl Agent {
             made_at: Timestamp::now(),
         };
         let save = |done| Request::Save {
-            key: key.clone(),
-            about: Some(Box::new(about)),
+            to: SaveTo::Build(Box::new(about)),
             memory,
             done,
         };
         let (_, Saved { lease, took }) = self.ask(id, SAVE_DEADLINE, save).await?;
         Ok(SnapshotInfo {
             build: build.build,
-            size: Bytes(self.parts.states.size(&key)),
+            size: Bytes(self.parts.states.size(lease.key())),
             memory: lease.state().memory.is_some(),
             resources: lease.state().resources,
             stood_still: took,
@@ -137,8 +135,7 @@ impl Agent {
         // A task of its own: were it dropped halfway, nobody would remove what it saved.
         let task = tokio::spawn(async move {
             let save = |done| Request::Save {
-                key: StateKey::Fork(ForkName::random()),
-                about: None,
+                to: SaveTo::Fork,
                 memory: agent.parts.driver.capabilities().memory_snapshot,
                 done,
             };

@@ -4,7 +4,7 @@ use crate::{
     create::driver_name,
     parts::Parts,
     problems,
-    states::{Lease, Purpose, StateKey},
+    states::{Lease, Purpose},
     templates,
 };
 use api::{BuildId, ErrorCode, Problem, Resources, node::TemplateBuild};
@@ -52,11 +52,12 @@ pub(crate) async fn find(
     if let Some(lease) = given {
         return Ok(Source::once(lease));
     }
-    let key = StateKey::Build(template.build.clone());
-    if let Some(lease) = parts.states.lease(&key)
-        && let Some(source) = usable(parts, &key, lease, resources)?
-    {
-        return Ok(source);
+    if let Some(lease) = parts.states.lease_build(&template.build) {
+        if let Some(source) = usable(parts, lease, resources)? {
+            return Ok(source);
+        }
+        // Nor can what was prepared from it be used.
+        parts.pool.clear(&template.build).await;
     }
     if parts.states.is_lost(&template.build) {
         return Err(Problem::new(
@@ -107,12 +108,7 @@ pub(crate) async fn fresh(parts: &Parts, template: &TemplateBuild) -> Result<Sou
 }
 
 /// A build's state if it can be used here; none if it is to be made again.
-fn usable(
-    parts: &Parts,
-    key: &StateKey,
-    lease: Lease,
-    resources: Resources,
-) -> Result<Option<Source>, Problem> {
+fn usable(parts: &Parts, lease: Lease, resources: Resources) -> Result<Option<Source>, Problem> {
     let state = lease.state();
     if state.memory.is_some() && !fits(&state.resources, &resources) {
         return Err(Problem::new(
@@ -126,14 +122,12 @@ fn usable(
         ));
     }
     let Err(error) = parts.driver.check(state) else {
-        let StateKey::Build(build) = key else {
-            return Ok(Some(Source::once(lease)));
-        };
         return Ok(Some(Source {
-            shelf: Some(build.clone()),
+            shelf: lease.key().build().cloned(),
             ..Source::once(lease)
         }));
     };
+    let key = lease.key();
     let purpose = parts.states.about(key).map(|about| about.purpose);
     if purpose == Some(Purpose::Template) {
         tracing::warn!("the {key} is made again: {}", problems::chain(&error));

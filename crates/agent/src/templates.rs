@@ -57,12 +57,12 @@ pub(crate) fn prepare(
     build: TemplateBuild,
     resources: Resources,
 ) -> BoxStream<'static, BuildEvent> {
-    let (parts, key) = (parts.clone(), StateKey::Build(build.build.clone()));
+    let parts = parts.clone();
     let abilities = parts.driver.capabilities();
     if !abilities.needs_disk && !abilities.memory_snapshot {
         return Box::pin(futures::stream::empty());
     }
-    if abilities.memory_snapshot && parts.states.lease(&key).is_some() {
+    if abilities.memory_snapshot && parts.states.lease_build(&build.build).is_some() {
         return Box::pin(futures::stream::empty());
     }
     let progress = WatchStream::new(begin(&parts, build, resources));
@@ -88,7 +88,6 @@ pub(crate) async fn make(
     build: TemplateBuild,
     resources: Resources,
 ) -> Result<Lease, Problem> {
-    let key = StateKey::Build(build.build.clone());
     let id = build.build.clone();
     let mut progress = begin(parts, build, resources);
     let outcome = match progress.wait_for(|now| now.outcome.is_some()).await {
@@ -96,7 +95,7 @@ pub(crate) async fn make(
         Err(_) => None,
     };
     outcome.unwrap_or_else(|| Err(problems::stopping()))?;
-    parts.states.lease(&key).ok_or_else(|| {
+    parts.states.lease_build(&id).ok_or_else(|| {
         Problem::new(
             ErrorCode::Conflict,
             format!("build {id} was removed while it was started"),
@@ -128,7 +127,7 @@ fn begin(
     let parts = parts.clone();
     parts.tasks.clone().spawn(async move {
         let id = build.build.clone();
-        let outcome = match parts.states.lease(&StateKey::Build(id.clone())) {
+        let outcome = match parts.states.lease_build(&id) {
             // Somebody was faster.
             Some(_) => Ok(()),
             None => Template::new(&parts, build, resources).make(&sender).await,
@@ -195,17 +194,13 @@ impl<'a> Template<'a> {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         preparer.release(slot).await;
-        let (state, about) = outcome?;
-        let key = StateKey::Build(self.build.build.clone());
-        let lease = self
-            .parts
-            .states
-            .add(key.clone(), state, Some(about), source.pin);
-        drop(lease);
+        let (key, state, about) = outcome?;
+        let states = &self.parts.states;
+        drop(states.add(key.clone(), state, Some(about), source.pin));
         tracing::info!(
             build = %self.build.build,
             took = ?began.elapsed(),
-            size = %api::Bytes(self.parts.states.size(&key)),
+            size = %api::Bytes(states.size(&key)),
             "the template is ready: its sandboxes are resumed from memory"
         );
         Ok(())
@@ -242,7 +237,7 @@ impl<'a> Template<'a> {
         machine: &dyn Machine,
         slot: &NetworkSlot,
         step: &impl Fn(&'static str),
-    ) -> Result<(SavedState, About), Problem> {
+    ) -> Result<(StateKey, SavedState, About), Problem> {
         let guest = GuestCall {
             address: (slot.address, self.parts.guest_port).into(),
             control_token: self.control_token.clone(),
@@ -275,15 +270,14 @@ impl<'a> Template<'a> {
             purpose: Purpose::Template,
             made_at: Timestamp::now(),
         };
-        self.parts.states.announce(&about)?;
-        let key = StateKey::Build(self.build.build.clone());
+        let key = self.parts.states.announce(&about)?;
         let options = SaveOptions {
             memory: true,
             goes_on: false,
         };
         let directory = self.parts.states.directory(&key);
         match machine.save(&directory, options).await {
-            Ok(state) => Ok((state, about)),
+            Ok(state) => Ok((key, state, about)),
             Err(error) => {
                 self.parts.states.abandon(&key);
                 Err(problems::from_driver(&error))

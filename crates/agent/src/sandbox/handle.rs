@@ -4,7 +4,7 @@ use super::stage::{IllegalTransition, Stage};
 use crate::{
     journal,
     metrics::Series,
-    states::{About, Lease, StateKey},
+    states::{About, Lease},
 };
 use api::{
     Problem, SandboxId, Secret,
@@ -52,9 +52,7 @@ pub(crate) enum Request {
     },
     /// Save it under a name, and let it go on.
     Save {
-        key: StateKey,
-        /// For states of builds.
-        about: Option<Box<About>>,
+        to: SaveTo,
         memory: bool,
         done: oneshot::Sender<Result<Saved, Problem>>,
     },
@@ -75,6 +73,14 @@ impl Request {
             Self::Kill { done, .. } | Self::Leave { done } => drop(done.send(())),
         }
     }
+}
+
+/// What a state is saved as.
+pub(crate) enum SaveTo {
+    /// For the children of a fork.
+    Fork,
+    /// For sandboxes of a build.
+    Build(Box<About>),
 }
 
 /// A state that was saved of a sandbox that went on.

@@ -48,7 +48,7 @@ mod stage;
 mod start;
 mod task;
 
-pub(crate) use handle::{Request, Sandbox, Saved};
+pub(crate) use handle::{Request, Sandbox, SaveTo, Saved};
 pub(crate) use registry::{Found, Registry};
 pub(crate) use stage::{IllegalTransition, Stage, not_running};
 pub(crate) use task::{Adopted, AdoptedAs, spawn_adopted, spawn_new};

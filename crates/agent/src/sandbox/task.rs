@@ -3,7 +3,7 @@
 //! Here is how it runs and ends; pausing and what follows is in `rest.rs`.
 
 use super::{
-    handle::{EndedSandbox, Inbox, Request, Sandbox, Saved},
+    handle::{EndedSandbox, Inbox, Request, Sandbox, SaveTo, Saved},
     rest::{Resting, WhilePaused},
     stage::{Stage, not_running},
     start::{Failure, Started, ended_early, start},
@@ -13,7 +13,7 @@ use crate::{
     journal::{self, Record},
     metrics::KEPT_AFTER_END,
     parts::Parts,
-    states::{About, Lease, StateKey},
+    states::{ForkName, Lease, StateKey},
 };
 use api::{
     Problem,
@@ -433,13 +433,8 @@ impl Task {
                     timer.as_mut().reset(self.timer(deadline));
                     let _ = done.send(result.map(|()| false));
                 }
-                Request::Save {
-                    key,
-                    about,
-                    memory,
-                    done,
-                } => {
-                    let saved = self.save(started, key, about, memory).await;
+                Request::Save { to, memory, done } => {
+                    let saved = self.save(started, to, memory).await;
                     if let Err(Ok(saved)) = done.send(saved) {
                         // Nobody waits for it any more, so nobody would remove it.
                         saved.lease.doom();
@@ -492,15 +487,15 @@ impl Task {
     async fn save(
         &mut self,
         started: &Started,
-        key: StateKey,
-        about: Option<Box<About>>,
+        to: SaveTo,
         memory: bool,
     ) -> Result<Saved, Problem> {
         let parts = self.parts.clone();
         parts.admission.has_room_for_a_state()?;
-        if let Some(about) = &about {
-            parts.states.announce(about)?;
-        }
+        let (key, about) = match to {
+            SaveTo::Fork => (StateKey::Fork(ForkName::random()), None),
+            SaveTo::Build(about) => (parts.states.announce(&about)?, Some(*about)),
+        };
         let clock = std::time::Instant::now();
         let options = SaveOptions {
             memory,
@@ -518,12 +513,9 @@ impl Task {
             // A build outlives the sandbox, and so must what it lies on.
             Some(about) => parts.images.root(&about.build.image).await.ok(),
         };
-        let lease = parts.states.add(
-            key,
-            state,
-            about.map(|about| *about),
-            pin.map(|root| root.pin),
-        );
+        let lease = parts
+            .states
+            .add(key, state, about, pin.map(|root| root.pin));
         Ok(Saved { lease, took })
     }
 

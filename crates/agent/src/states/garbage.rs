@@ -21,7 +21,7 @@ impl States {
                 let young =
                     made_at.is_some_and(|made_at| crate::clock::until(made_at, now) < YOUNG);
                 let named = match key {
-                    StateKey::Build(build) => keep.contains(build),
+                    StateKey::Build { build, .. } => keep.contains(build) && !entry.doomed,
                     _ => !entry.doomed,
                 };
                 let goes = !named && !young;
@@ -35,8 +35,8 @@ impl States {
                     _ if goes => "nothing needs it".into(),
                     _ if young && !named => "it is new, and its build may not be known yet".into(),
                     _ => match key {
-                        StateKey::Build(_) if entry.is_cache() => "its template uses it".into(),
-                        StateKey::Build(_) => "it is a snapshot of a user".into(),
+                        StateKey::Build { .. } if entry.is_cache() => "its template uses it".into(),
+                        StateKey::Build { .. } => "it is a snapshot of a user".into(),
                         StateKey::Paused { .. } => "the sandbox is paused".into(),
                         StateKey::Fork(_) => "children are started from it".into(),
                     },

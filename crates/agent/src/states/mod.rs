@@ -3,7 +3,8 @@
 //!
 //! Each is a directory that a driver wrote (see [`driver::state`]):
 //!
-//! - `states/BUILD/`, with what the agent knows about it beside it in `states/BUILD.json`;
+//! - `states/BUILD/`, with what the agent knows about it beside it in `states/BUILD.json`; or
+//!   `states/BUILD.N/`, if it was made again while something lay on the one before;
 //! - `paused/SANDBOX.N/`, where the journal says which `N` counts;
 //! - `forks/NAME/`.
 //!
@@ -34,7 +35,12 @@ use std::{
 #[serde(rename_all = "snake_case")]
 pub(crate) enum StateKey {
     /// What sandboxes of a build start from.
-    Build(BuildId),
+    Build {
+        /// Which.
+        build: BuildId,
+        /// Counts how often it was made again.
+        count: u32,
+    },
     /// What a paused sandbox is resumed from.
     Paused {
         /// Which.
@@ -83,7 +89,8 @@ impl StateKey {
     /// Its directory in the data directory.
     fn directory(&self, root: &Path) -> PathBuf {
         match self {
-            Self::Build(build) => root.join("states").join(build.as_str()),
+            Self::Build { build, count: 0 } => root.join("states").join(build.as_str()),
+            Self::Build { build, count } => root.join("states").join(format!("{build}.{count}")),
             Self::Paused { sandbox, count } => {
                 root.join("paused").join(format!("{sandbox}.{count}"))
             }
@@ -94,7 +101,13 @@ impl StateKey {
     /// The key of a directory; none if no state has that name.
     fn parse(folder: &str, name: &str) -> Option<Self> {
         match folder {
-            "states" => Some(Self::Build(name.parse().ok()?)),
+            "states" => {
+                let (build, count) = name.split_once('.').unwrap_or((name, "0"));
+                Some(Self::Build {
+                    build: build.parse().ok()?,
+                    count: count.parse().ok()?,
+                })
+            }
             "paused" => {
                 let (sandbox, count) = name.split_once('.')?;
                 Some(Self::Paused {
@@ -107,10 +120,20 @@ impl StateKey {
     }
 }
 
+impl StateKey {
+    /// The build that it is of.
+    pub(crate) fn build(&self) -> Option<&BuildId> {
+        match self {
+            Self::Build { build, .. } => Some(build),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for StateKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Build(build) => write!(formatter, "state of build {build}"),
+            Self::Build { build, .. } => write!(formatter, "state of build {build}"),
             Self::Paused { sandbox, .. } => write!(formatter, "state of paused sandbox {sandbox}"),
             Self::Fork(_) => formatter.write_str("state of a fork"),
         }

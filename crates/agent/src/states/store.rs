@@ -98,16 +98,33 @@ impl States {
         key.directory(&self.root)
     }
 
-    /// Writes down what is known of a build's state before it is saved. Blocks for a moment.
-    pub(crate) fn announce(&self, about: &About) -> Result<(), Problem> {
-        let key = StateKey::Build(about.build.build.clone());
-        if self.entries().contains_key(&key) {
+    /// Writes down what is known of a build's state before it is saved, and returns its name.
+    /// Blocks for a moment.
+    pub(crate) fn announce(&self, about: &About) -> Result<StateKey, Problem> {
+        let build = &about.build.build;
+        let key = {
+            let entries = self.entries();
+            let all = entries.iter().filter(|(key, _)| key.build() == Some(build));
+            let (mut named, mut count) = (false, 0);
+            for (key, entry) in all {
+                named |= !entry.doomed;
+                if let StateKey::Build { count: used, .. } = key {
+                    count = count.max(used.saturating_add(1));
+                }
+            }
+            let key = StateKey::Build {
+                build: build.clone(),
+                count,
+            };
+            (!named).then_some(key)
+        };
+        let Some(key) = key else {
             return Err(Problem::new(
                 ErrorCode::Conflict,
                 format!("there is a state of build {} already", about.build.build),
                 "use a new build",
             ));
-        }
+        };
         let path = about_path(&self.directory(&key));
         let write = || -> io::Result<()> {
             let mut file = fs::OpenOptions::new()
@@ -119,7 +136,8 @@ impl States {
             serde_json::to_writer(&mut file, about)?;
             file.sync_all()
         };
-        write().map_err(|error| cannot_write(&path, &error))
+        write().map_err(|error| cannot_write(&path, &error))?;
+        Ok(key)
     }
 
     /// Takes back what was announced, as saving failed.
@@ -158,6 +176,29 @@ impl States {
         entry.users += 1;
         entry.used_at = Timestamp::now();
         Some(Lease::new(self.clone(), key.clone(), entry.state.clone()))
+    }
+
+    /// Holds what sandboxes of a build start from, if it is there.
+    pub(crate) fn lease_build(self: &Arc<Self>, build: &BuildId) -> Option<Lease> {
+        let key = {
+            let entries = self.entries();
+            let mut named = entries.iter().filter(|(_, entry)| !entry.doomed);
+            named.find(|(key, _)| key.build() == Some(build))?.0.clone()
+        };
+        self.lease(&key)
+    }
+
+    /// Takes the name of a build's state away; see [`States::doom`].
+    pub(crate) fn doom_build(&self, build: &BuildId) {
+        self.lost().remove(build);
+        let keys: Vec<StateKey> = {
+            let entries = self.entries();
+            let all = entries.keys().filter(|key| key.build() == Some(build));
+            all.cloned().collect()
+        };
+        for key in keys {
+            self.doom(&key);
+        }
     }
 
     /// Holds a state that a machine of an earlier run runs on, whatever is to become of it.
@@ -228,8 +269,7 @@ impl States {
         if let Some(entry) = self.entries().get_mut(key) {
             entry.doomed = true;
         }
-        if let StateKey::Build(build) = key {
-            self.lost().remove(build);
+        if key.build().is_some() {
             remove_about(&self.directory(key));
         }
         self.collect();
@@ -238,7 +278,7 @@ impl States {
     /// Takes the names of all states of pauses and forks away but those that `keep` holds for.
     pub(crate) fn doom_but(&self, keep: impl Fn(&StateKey) -> bool) {
         for (key, entry) in self.entries().iter_mut() {
-            if !matches!(key, StateKey::Build(_)) && !keep(key) {
+            if key.build().is_none() && !keep(key) {
                 entry.doomed = true;
             }
         }
@@ -306,7 +346,7 @@ fn read_entry(key: &StateKey, state: SavedState) -> Entry {
     Entry {
         size: size_of(&state.directory),
         // Without the file beside it, its removal was only waiting for somebody.
-        doomed: matches!(key, StateKey::Build(_)) && about.is_none(),
+        doomed: key.build().is_some() && about.is_none(),
         about,
         used_at: used_at.unwrap_or_else(Timestamp::now),
         users: 0,
@@ -324,7 +364,10 @@ impl Entry {
 }
 
 fn about_path(directory: &Path) -> PathBuf {
-    directory.with_extension("json")
+    // Not `with_extension`: a count is not one.
+    let mut path = directory.as_os_str().to_owned();
+    path.push(".json");
+    path.into()
 }
 
 fn remove_about(directory: &Path) {
@@ -343,11 +386,10 @@ fn read_lost(folder: &Path, entries: &HashMap<StateKey, Entry>) -> io::Result<Ha
     for found in fs::read_dir(folder)? {
         let path = found?.path();
         let name = path.file_name().and_then(|name| name.to_str());
-        let build: Option<BuildId> = name
+        let key = name
             .and_then(|name| name.strip_suffix(".json"))
-            .and_then(|build| build.parse().ok());
-        let Some(build) =
-            build.filter(|build| !entries.contains_key(&StateKey::Build(build.clone())))
+            .and_then(|name| StateKey::parse("states", name));
+        let Some(StateKey::Build { build, .. }) = key.filter(|key| !entries.contains_key(key))
         else {
             continue;
         };
