@@ -92,6 +92,9 @@ pub struct Control {
     plane: Arc<Plane>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Whoever writes waits for it: it is stopped last.
+    follower: TaskTracker,
+    stop_following: CancellationToken,
 }
 
 impl Control {
@@ -124,14 +127,16 @@ impl Control {
         });
         plane.usage.renew(&nodes).await?;
 
-        let tasks = TaskTracker::new();
-        let (follower, stopped) = (catalogue.clone(), stop.clone());
-        tasks.spawn(async move {
+        let (tasks, follower) = (TaskTracker::new(), TaskTracker::new());
+        let stop_following = CancellationToken::new();
+        let (following, stopped) = (catalogue.clone(), stop_following.clone());
+        follower.spawn(async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                () = follower.follow() => {}
+                () = following.follow() => {}
             }
         });
+        follower.close();
         let (heart, stopped) = (nodes.clone(), stop.clone());
         tasks.spawn(async move {
             let mut beat = tokio::time::interval(HEARTBEAT);
@@ -153,7 +158,13 @@ impl Control {
         };
         tasks.spawn(reconciler.run(stop.clone()));
         tasks.close();
-        Ok(Self { plane, tasks, stop })
+        Ok(Self {
+            plane,
+            tasks,
+            stop,
+            follower,
+            stop_following,
+        })
     }
 
     /// The public API. Every request that is not for a sandbox's port belongs to it.
@@ -174,11 +185,14 @@ impl Control {
         self.plane.builder.finish().await;
         self.plane.creations.wait().await;
         self.tasks.wait().await;
+        self.stop_following.cancel();
+        self.follower.wait().await;
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
         self.stop.cancel();
+        self.stop_following.cancel();
     }
 }

@@ -4,18 +4,22 @@ use crate::{
     Limits,
     catalogue::{Catalogue, Collections},
     idempotency::Idempotency,
-    nodes::Nodes,
+    nodes::{Nodes, within},
     records::Instance,
-    templates::Builder,
+    templates::{Builder, reconcile::known_builds},
     usage::Usage,
 };
-use api::TemplateId;
+use api::{Problem, TemplateId, rest::v1::NodeGarbage};
 use jiff::Timestamp;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use tokio_util::task::TaskTracker;
+
+/// How long a node may take to remove what nothing needs.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The control plane's state.
 pub(crate) struct Plane {
@@ -31,6 +35,34 @@ pub(crate) struct Plane {
     pub(crate) starts: Starts,
     /// Creations under way: a stop waits for them.
     pub(crate) creations: TaskTracker,
+}
+
+impl Plane {
+    /// Has every node remove what nothing needs, or say what that is.
+    pub(crate) async fn collect_garbage(&self, dry_run: bool) -> Result<Vec<NodeGarbage>, Problem> {
+        let keep = known_builds(&self.collections).await?;
+        if !dry_run {
+            // What records and images there are too many of is the reconciler's.
+            self.builder.wake.notify_one();
+        }
+        let questions = self.nodes.all().into_iter().map(|(id, node)| {
+            let keep = keep.clone();
+            async move {
+                let answer = within(PATIENCE, node.collect_garbage(keep, dry_run)).await;
+                let (garbage, error) = match answer {
+                    Ok(garbage) => (garbage, None),
+                    Err(problem) => (Vec::new(), Some(problem.body())),
+                };
+                let node = id.to_string();
+                NodeGarbage {
+                    node,
+                    garbage,
+                    error,
+                }
+            }
+        });
+        Ok(futures::future::join_all(questions).await)
+    }
 }
 
 /// How often sandboxes were started from a template, and when last. In memory: counting them in

@@ -3,6 +3,10 @@
 //! The nodes know; here is an upper bound of what they know, so that a creation costs no
 //! question. Sandboxes that end by themselves are noticed when a tenant seems to have reached its
 //! limit: then the nodes are asked, at most one question at a time.
+//!
+//! Paused sandboxes do not count: they take nothing but disk. Resuming one takes a place again. Of
+//! one that traffic wakes the nodes tell when they are asked next: it may put a tenant above its
+//! limit, and then nothing of the tenant's is created until it is below it.
 
 use crate::nodes::Nodes;
 use api::{
@@ -69,16 +73,17 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// Whether a sandbox in this state counts.
+/// Whether a sandbox has not ended and is not being taken down.
 pub(crate) fn is_live(status: &SandboxStatus) -> bool {
-    matches!(
+    !matches!(
         status.state,
-        SandboxState::Starting
-            | SandboxState::Running
-            | SandboxState::Pausing
-            | SandboxState::Paused
-            | SandboxState::Resuming
+        SandboxState::Stopping { .. } | SandboxState::Ended { .. }
     )
+}
+
+/// Whether a sandbox counts for its tenant's limit, and takes a place on its node.
+pub(crate) fn takes_a_place(status: &SandboxStatus) -> bool {
+    is_live(status) && status.state != SandboxState::Paused
 }
 
 impl Usage {
@@ -107,7 +112,7 @@ impl Usage {
             Problem::new(
                 ErrorCode::LimitReached,
                 format!("You have reached the maximum number of concurrent sandboxes ({limit})"),
-                "kill sandboxes that are no longer needed, or ask the administrator for more",
+                "kill or pause sandboxes that are no longer needed, or ask the administrator for more",
             )
         })
     }
@@ -129,7 +134,7 @@ impl Usage {
         self.lock().recent.clear();
         let all = nodes.sandboxes().await?;
         let mut known: HashMap<TenantId, HashSet<SandboxId>> = HashMap::new();
-        for status in all.iter().filter(|status| is_live(status)) {
+        for status in all.iter().filter(|status| takes_a_place(status)) {
             known
                 .entry(status.tenant.clone())
                 .or_default()
@@ -150,7 +155,7 @@ impl Usage {
         Ok(())
     }
 
-    /// A sandbox is known to have ended.
+    /// A sandbox is known to have ended, or to be paused.
     pub(crate) fn forget(&self, tenant: &TenantId, id: &SandboxId) {
         let mut counts = self.lock();
         if let Some(ids) = counts.known.get_mut(tenant) {

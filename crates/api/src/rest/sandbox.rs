@@ -155,6 +155,9 @@ pub struct ListedSandbox {
     /// The caller's labels.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
+    /// How it is paused, if it is: `full` (with memory) or `filesystem`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_mode: Option<String>,
 }
 
 /// One sandbox in full.
@@ -179,9 +182,6 @@ pub struct SandboxDetail {
     /// What happens when its time is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
-    /// How it is paused, if it is: `full` (with memory) or `filesystem`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pause_mode: Option<String>,
 }
 
 /// What happens when a sandbox's time is up.

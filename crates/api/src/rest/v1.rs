@@ -185,6 +185,29 @@ pub enum TemplateLine {
     },
 }
 
+/// Whether to remove garbage or only to say what would be removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", default)]
+#[into_params(parameter_in = Query)]
+pub struct GarbageQuery {
+    /// `true` only says it.
+    #[param(value_type = Option<bool>)]
+    pub dry_run: Option<String>,
+}
+
+/// What a node has on its disk that nothing needs, or that can be had again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NodeGarbage {
+    /// The node's id.
+    pub node: String,
+    /// Each thing, with the reason why it is kept or goes.
+    #[schema(value_type = Vec<Object>)]
+    pub garbage: Vec<crate::node::Garbage>,
+    /// Why the node did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<crate::error::ProblemBody>,
+}
+
 /// Which sandboxes `GET /v1/sandboxes` lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default)]

@@ -79,6 +79,7 @@ fn assembled() -> OpenApiRouter<Arc<Plane>> {
         .routes(routes!(tag::assign, tag::unassign))
         .routes(routes!(tag::list))
         .routes(routes!(v1::nodes))
+        .routes(routes!(v1::collect_garbage))
         .routes(routes!(v1::keys, v1::create_key))
         .routes(routes!(v1::delete_key))
         .routes(routes!(v1::sandboxes))

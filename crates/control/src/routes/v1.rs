@@ -11,7 +11,8 @@ use api::{
     error::ProblemBody,
     node::{BuildEvent, NodeDescription, SandboxState, SandboxStatus},
     rest::v1::{
-        BuildLine, CreatedKey, Key, NewKey, NewTemplate, SandboxesQuery, Template, TemplateLine,
+        BuildLine, CreatedKey, GarbageQuery, Key, NewKey, NewTemplate, NodeGarbage, SandboxesQuery,
+        Template, TemplateLine,
     },
 };
 use axum::{
@@ -41,6 +42,29 @@ pub(super) async fn health() -> StatusCode {
 pub(super) async fn nodes(Admin(plane): Admin) -> Answer<Body<Vec<NodeDescription>>> {
     plane.nodes.refresh().await;
     Ok(Body(plane.nodes.descriptions()))
+}
+
+/// Remove what nothing needs from the nodes' disks (admin keys only)
+///
+/// With `dryRun=true` nothing is removed: the answer says what would be, and why the rest is kept.
+#[utoipa::path(
+    post, path = "/v1/gc", operation_id = "collectGarbage", tag = "v1",
+    params(GarbageQuery),
+    responses((status = 200, body = Vec<NodeGarbage>), (status = "4XX", body = ProblemBody)),
+)]
+pub(super) async fn collect_garbage(
+    Admin(plane): Admin,
+    Parameters(query): Parameters<GarbageQuery>,
+) -> Answer<Body<Vec<NodeGarbage>>> {
+    let dry_run = match query.dry_run.as_deref() {
+        None | Some("" | "false") => false,
+        Some("true") => true,
+        Some(other) => {
+            let other = shorten(other);
+            return Err(invalid(format!("dryRun is `{other}`: expected true or false")).into());
+        }
+    };
+    Ok(Body(plane.collect_garbage(dry_run).await?))
 }
 
 /// List the keys of all tenants (admin keys only)

@@ -92,7 +92,7 @@ impl Sandboxes {
         }
     }
 
-    async fn abandon(&self, id: &SandboxId) {
+    pub(super) async fn abandon(&self, id: &SandboxId) {
         tracing::info!(sandbox = %id, "its creator went away before it was ready");
         let Some(node) = self.plane.nodes.of(id) else {
             return;

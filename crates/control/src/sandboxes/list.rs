@@ -180,15 +180,15 @@ impl Cursor {
             .decode(token.trim_end_matches('='))
             .map_err(|_| refuse())?;
         let text = String::from_utf8(text).map_err(|_| refuse())?;
-        let mut parts = text.split("__");
-        let (Some(moment), Some(id), order, None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(refuse());
+        // What comes between may hold the separator too.
+        let (text, ascends) = match text.strip_suffix("__asc") {
+            Some(text) => (text, true),
+            None => (text.as_str(), false),
         };
-        if order != ascending.then_some("asc") {
+        if ascends != ascending {
             return Err(invalid("The next token belongs to the other order"));
         }
+        let (moment, id) = text.split_once("__").ok_or_else(refuse)?;
         let started_at = moment.parse().map_err(|_| refuse())?;
         Ok(Self {
             started_at,

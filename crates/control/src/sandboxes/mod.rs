@@ -13,13 +13,14 @@ use crate::{
     error::{not_found, shorten},
     nodes::ask,
     plane::Plane,
-    usage::is_live,
+    usage::{is_live, takes_a_place},
 };
 use api::{
     ErrorCode, Problem, Resources, SandboxId, Secret, TenantId,
     node::{EndReason, LogLine, MetricSample, NetworkPolicy, Node, SandboxStatus},
 };
 use jiff::Timestamp;
+use list::is_paused;
 use std::{sync::Arc, time::Duration};
 
 /// The sandboxes of one tenant: those of others are not there.
@@ -83,13 +84,14 @@ impl Sandboxes {
         if !ended {
             return Err(absent(text));
         }
-        self.plane
-            .nodes
-            .count(&status.id.node(), &status.resources, false);
+        if takes_a_place(&status) {
+            let nodes = &self.plane.nodes;
+            nodes.count(&status.id.node(), &status.resources, false);
+        }
         Ok(())
     }
 
-    /// Sets the moment when a sandbox's time is up.
+    /// Sets the moment when a sandbox's time is up. It has none while it is paused.
     pub(crate) async fn set_timeout(
         &self,
         text: &str,
@@ -97,6 +99,9 @@ impl Sandboxes {
         now: Timestamp,
     ) -> Result<(), Problem> {
         let Found { node, status } = self.find(text).await?;
+        if is_paused(&status) {
+            return Err(paused(&status));
+        }
         ask(node.set_deadline(&status.id, later(now, timeout)))
             .await
             .map(drop)
@@ -170,6 +175,15 @@ pub(crate) fn sizes(resources: &Resources) -> (u32, u64, u64) {
         resources.vcpus,
         resources.memory.as_mebibytes(),
         resources.disk.as_mebibytes(),
+    )
+}
+
+/// What changing the time of a paused sandbox answers.
+fn paused(status: &SandboxStatus) -> Problem {
+    Problem::new(
+        ErrorCode::Conflict,
+        format!("Sandbox {} is paused: its time does not count", status.id),
+        "connect to it with the time that it is to live",
     )
 }
 

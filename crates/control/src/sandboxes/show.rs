@@ -35,6 +35,10 @@ pub(crate) fn listed(status: &SandboxStatus) -> ListedSandbox {
         envd_version: ENVD_VERSION.to_owned(),
         alias: status.template.alias.clone(),
         metadata: status.metadata.clone(),
+        pause_mode: status.paused_with_memory.map(|memory| {
+            let mode = if memory { "full" } else { "filesystem" };
+            mode.to_owned()
+        }),
     }
 }
 
@@ -70,10 +74,6 @@ impl Sandboxes {
                 allow_public_traffic: Some(status.network.allow_public_traffic),
                 mask_request_host: status.network.mask_request_host.clone(),
                 ..NetworkConfig::default()
-            }),
-            pause_mode: status.paused_with_memory.map(|memory| {
-                let mode = if memory { "full" } else { "filesystem" };
-                mode.to_owned()
             }),
             lifecycle: Some(Lifecycle {
                 auto_resume: status.auto_resume,

@@ -5,11 +5,12 @@ use super::feed::Feed;
 use crate::{
     catalogue::{Catalogue, Collections},
     error::ApiError,
-    nodes::Nodes,
+    nodes::{Nodes, ask},
     records::{Build, Garbage, Product, Recipe, Tag, Template},
 };
 use api::{
-    BuildId, Bytes, ErrorCode, ImageDigest, Problem, TemplateId, TenantId,
+    BuildId, Bytes, ErrorCode, ImageDigest, NodeId, Problem, Resources, SandboxId, TemplateId,
+    TenantId,
     node::{BuildEvent, BuiltImage, TemplateBuild},
     rest::template::BuildStatus,
     template::TemplateSource,
@@ -32,6 +33,8 @@ const FAILURES: usize = 5;
 
 struct Running {
     tenant: TenantId,
+    /// Whether it is a snapshot being taken: those are no builds of their tenant's.
+    snapshot: bool,
     feed: Arc<Feed>,
 }
 
@@ -80,7 +83,7 @@ pub(crate) struct Builder {
     /// just been built, and that no record names yet, must not be taken for garbage.
     pub(super) images: Arc<tokio::sync::RwLock<()>>,
     /// Wakes the reconciler.
-    pub(super) wake: tokio::sync::Notify,
+    pub(crate) wake: tokio::sync::Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -124,7 +127,8 @@ impl Builder {
     pub(crate) fn reserve(self: &Arc<Self>, tenant: &TenantId, limit: usize) -> Option<Place> {
         let mut table = self.lock();
         let running = table.running.values();
-        let running = running.filter(|running| running.tenant == *tenant).count();
+        let running = running.filter(|running| !running.snapshot && running.tenant == *tenant);
+        let running = running.count();
         let places = table.places.get(tenant).copied().unwrap_or(0);
         if running + places >= limit {
             return None;
@@ -192,6 +196,7 @@ impl Builder {
         let feed = Arc::new(Feed::new());
         let entry = Running {
             tenant: template.tenant.clone(),
+            snapshot: false,
             feed: feed.clone(),
         };
         table.running.insert(build.id.clone(), entry);
@@ -319,6 +324,16 @@ impl Builder {
         build: &BuildId,
         result: Result<Product, String>,
     ) -> Result<(), Problem> {
+        self.record_as(template, build, result, None).await
+    }
+
+    async fn record_as(
+        &self,
+        template: &TemplateId,
+        build: &BuildId,
+        result: Result<Product, String>,
+        resources: Option<Resources>,
+    ) -> Result<(), Problem> {
         let templates = &self.collections.templates;
         loop {
             let Some(mut stored) = templates.get(template.as_str()).await? else {
@@ -337,6 +352,12 @@ impl Builder {
                 ));
             };
             settle(&mut stored.record, build, &result, Timestamp::now());
+            let builds = &mut stored.record.builds;
+            if let Some(resources) = resources
+                && let Some(build) = builds.iter_mut().find(|other| other.id == *build)
+            {
+                build.recipe.resources = resources;
+            }
             let then = vec![templates.put(template.as_str(), &stored.record)?];
             let conditions = vec![templates.unchanged(&stored)];
             let transaction = Transaction { conditions, then };
@@ -347,31 +368,71 @@ impl Builder {
         }
     }
 
-    /// A snapshot is being taken whose record is about to be in the store.
-    pub(super) fn begin_snapshot(&self, build: &BuildId, tenant: &TenantId) {
+    /// A snapshot is being taken whose record is about to be in the store; as long as the guard
+    /// lives.
+    pub(super) fn begin_snapshot(
+        self: &Arc<Self>,
+        build: &BuildId,
+        tenant: &TenantId,
+    ) -> SnapshotUnderWay {
         let running = Running {
             tenant: tenant.clone(),
+            snapshot: true,
             feed: Arc::new(Feed::new()),
         };
         self.lock().running.insert(build.clone(), running);
+        SnapshotUnderWay {
+            builder: self.clone(),
+            build: build.clone(),
+        }
     }
 
-    /// It is not being taken any more.
-    pub(super) fn end_snapshot(&self, build: &BuildId) {
-        self.lock().running.remove(build);
-        self.wake.notify_one();
-    }
-
-    /// Writes down what came of a snapshot.
+    /// Writes down that a snapshot was taken.
     pub(super) async fn finish_snapshot(
         &self,
         template: &TemplateId,
         build: &BuildId,
-        result: Result<Product, String>,
+        product: Product,
+        resources: Resources,
     ) -> Result<(), Problem> {
-        let recorded = self.record(template, build, result).await;
-        self.end_snapshot(build);
-        recorded
+        self.record_as(template, build, Ok(product), Some(resources))
+            .await
+    }
+
+    /// Takes a snapshot that was not taken out of the store: nobody could use it, and if it has no
+    /// name, nobody knows of it.
+    pub(super) async fn forget_snapshot(
+        &self,
+        template: &TemplateId,
+        build: &BuildId,
+    ) -> Result<(), Problem> {
+        let Collections {
+            templates, names, ..
+        } = &self.collections;
+        loop {
+            let Some(mut stored) = templates.get(template.as_str()).await? else {
+                return Ok(());
+            };
+            let before = stored.record.builds.len();
+            let gone = |other: &Build| other.id == *build && other.product.is_none();
+            stored.record.builds.retain(|build| !gone(build));
+            if stored.record.builds.len() == before {
+                return Ok(());
+            }
+            let then = match stored.record.builds.is_empty() {
+                true => vec![
+                    templates.delete(template.as_str()),
+                    names.delete(&stored.record.name),
+                ],
+                false => vec![templates.put(template.as_str(), &stored.record)?],
+            };
+            let conditions = vec![templates.unchanged(&stored)];
+            let transaction = Transaction { conditions, then };
+            let outcome = self.collections.store.transact(transaction).await?;
+            if outcome.committed() {
+                return self.catalogue.reached(outcome.revision()).await;
+            }
+        }
     }
 
     /// Says of a build that is not under way, though its record says so, that it was interrupted.
@@ -379,13 +440,43 @@ impl Builder {
         &self,
         template: &TemplateId,
         build: &BuildId,
+        snapshot_of: Option<&SandboxId>,
     ) -> Result<(), Problem> {
-        self.record(template, build, Err(interrupted().cause)).await
+        let Some(sandbox) = snapshot_of else {
+            return self.record(template, build, Err(interrupted().cause)).await;
+        };
+        self.forget_snapshot(template, build).await?;
+        self.remove_states(std::iter::once(sandbox.node()), build)
+            .await;
+        Ok(())
+    }
+
+    /// Frees what nodes keep for a build that is gone. What fails is removed later, as garbage.
+    pub(super) async fn remove_states(&self, nodes: impl Iterator<Item = NodeId>, build: &BuildId) {
+        for node in nodes.filter_map(|id| self.nodes.get(&id)) {
+            if let Err(problem) = ask(node.remove_state(build)).await {
+                tracing::warn!(%build, %problem, "its state is removed later");
+            }
+        }
     }
 
     /// Whether a build is under way here.
     pub(super) fn is_running(&self, build: &BuildId) -> bool {
         self.lock().running.contains_key(build)
+    }
+}
+
+/// A snapshot that is being taken. Dropped, it is not any more.
+pub(super) struct SnapshotUnderWay {
+    builder: Arc<Builder>,
+    build: BuildId,
+}
+
+impl Drop for SnapshotUnderWay {
+    fn drop(&mut self) {
+        self.builder.lock().running.remove(&self.build);
+        // A record that still says so is noticed, and what it made superfluous removed.
+        self.builder.wake.notify_one();
     }
 }
 
@@ -487,18 +578,36 @@ fn settle(template: &mut Template, id: &BuildId, result: &Result<Product, String
     template.updated_at = now;
 }
 
+/// What was taken out of a template.
+#[derive(Debug, Default)]
+pub(super) struct Pruned {
+    /// Root file systems that it may have been the last to use.
+    pub(super) garbage: Garbage,
+    /// The builds, and the nodes that they were on.
+    pub(super) builds: Vec<(BuildId, Vec<NodeId>)>,
+}
+
+impl Pruned {
+    pub(super) fn add(&mut self, build: &Build) {
+        let images = build.product.as_ref().map(Product::garbage);
+        let images = images.unwrap_or_default().images;
+        let nodes = images.iter().map(|(node, _)| node.clone()).collect();
+        self.builds.push((build.id.clone(), nodes));
+        self.garbage.images.extend(images);
+    }
+}
+
 /// Takes out of a template what nobody can reach: ready builds without a tag, and all but the
-/// last failures. Returns the root file systems of what was taken out; none if nothing was.
-pub(super) fn prune(template: &mut Template) -> Option<Garbage> {
+/// last failures. `None` if there was nothing.
+pub(super) fn prune(template: &mut Template) -> Option<Pruned> {
     let tagged: Vec<BuildId> = template
         .tags
         .values()
         .map(|tag| tag.build.clone())
         .collect();
     let newest = template.newest().map(|build| build.id.clone());
-    let before = template.builds.len();
     let mut failures = 0;
-    let mut garbage = Garbage::default();
+    let mut pruned = Pruned::default();
     template.builds.retain(|build| {
         let keep = match build.status {
             BuildStatus::Waiting | BuildStatus::Building => true,
@@ -509,10 +618,10 @@ pub(super) fn prune(template: &mut Template) -> Option<Garbage> {
             BuildStatus::Ready => false,
         };
         let keep = keep || tagged.contains(&build.id) || newest.as_ref() == Some(&build.id);
-        if !keep && let Some(product) = &build.product {
-            garbage.images.extend(product.garbage().images);
+        if !keep {
+            pruned.add(build);
         }
         keep
     });
-    (template.builds.len() != before).then_some(garbage)
+    (!pruned.builds.is_empty()).then_some(pruned)
 }

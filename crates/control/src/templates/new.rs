@@ -1,10 +1,9 @@
 //! New templates, and new builds of old ones.
 
-use super::{Feed, Subscription, Templates};
+use super::{Feed, Subscription, Templates, builder::Pruned};
 use crate::{
     error::{ApiError, invalid},
     names::Reference,
-    nodes::ask,
     records::{BASE_NAME, Build, Garbage, Recipe, Template},
     sandboxes::request::check_environment,
 };
@@ -189,7 +188,9 @@ impl Templates {
             };
             let (template, conditions, then) = match collections.names.get(name).await? {
                 None => {
-                    if self.own().len() >= MAX_TEMPLATES {
+                    let own = self.own();
+                    let own = own.iter().filter(|own| own.snapshot_of.is_none());
+                    if own.count() >= MAX_TEMPLATES {
                         return Err(Problem::new(
                             ErrorCode::LimitReached,
                             format!("You have {MAX_TEMPLATES} templates, which is the most"),
@@ -246,46 +247,63 @@ impl Templates {
         }
     }
 
-    /// Deletes a template of this tenant. Its root file systems are removed when nothing else
-    /// uses them.
+    /// Deletes a template of this tenant, or one version of a snapshot where `text` names one of
+    /// several. Its root file systems are removed when nothing else uses them.
     pub(crate) async fn delete(&self, text: &str) -> Result<(), Problem> {
         let id = self.find_own(text)?.id.clone();
+        let tag = Reference::parse(text)?.tag;
         let collections = &self.plane.collections;
         loop {
-            let Some(stored) = collections.templates.get(id.as_str()).await? else {
+            let Some(mut stored) = collections.templates.get(id.as_str()).await? else {
                 return Err(super::absent(text));
             };
-            let images = stored.record.images();
-            let garbage = Garbage {
-                images: images.map(|(n, i)| (n.clone(), i.clone())).collect(),
+            let record = &mut stored.record;
+            let tag = tag.as_ref().filter(|_| record.snapshot_of.is_some());
+            if let Some(tag) = tag
+                && record.tags.remove(tag).is_none()
+            {
+                return Err(super::absent(text));
+            }
+            let mut gone = Pruned::default();
+            let kept = |build: &Build| {
+                let under_way =
+                    matches!(build.status, BuildStatus::Waiting | BuildStatus::Building);
+                under_way || record.tags.values().any(|tag| tag.build == build.id)
             };
-            let then = vec![
-                collections.templates.delete(id.as_str()),
-                collections.names.delete(&stored.record.name),
-                collections.garbage.put(&Garbage::random_id(), &garbage)?,
+            record.builds.retain(|build| {
+                let keep = tag.is_some() && kept(build);
+                if !keep {
+                    gone.add(build);
+                }
+                keep
+            });
+            let whole = record.builds.is_empty();
+            record.updated_at = Timestamp::now();
+            let mut then = vec![
+                collections
+                    .garbage
+                    .put(&Garbage::random_id(), &gone.garbage)?,
             ];
+            if whole {
+                then.push(collections.templates.delete(id.as_str()));
+                then.push(collections.names.delete(&record.name));
+            } else {
+                then.push(collections.templates.put(id.as_str(), record)?);
+            }
             let conditions = vec![collections.templates.unchanged(&stored)];
             let transaction = Transaction { conditions, then };
             let outcome = collections.store.transact(transaction).await?;
             if outcome.committed() {
-                self.plane.starts.forget(&id);
-                let reached = self.plane.catalogue.reached(outcome.revision()).await;
-                self.plane.builder.wake.notify_one();
-                self.remove_states(&stored.record).await;
-                return reached;
-            }
-        }
-    }
-
-    /// Frees what nodes keep for the builds of a template that is gone. Whatever fails is removed
-    /// later by the reconciler.
-    async fn remove_states(&self, template: &Template) {
-        for build in &template.builds {
-            let nodes = build.product.iter().flat_map(|p| p.images.keys());
-            for node in nodes.filter_map(|id| self.plane.nodes.get(id)) {
-                if let Err(problem) = ask(node.remove_state(&build.id)).await {
-                    tracing::warn!(build = %build.id, %problem, "its state is removed later");
+                if whole {
+                    self.plane.starts.forget(&id);
                 }
+                let reached = self.plane.catalogue.reached(outcome.revision()).await;
+                let builder = &self.plane.builder;
+                builder.wake.notify_one();
+                for (build, nodes) in gone.builds {
+                    builder.remove_states(nodes.into_iter(), &build).await;
+                }
+                return reached;
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Keeps intent and what is together. It takes no input, and each step may run twice, late or
 //! after a crash:
 //!
-//! 1. a build whose record says that it is under way, and that is not, was interrupted;
+//! 1. a build whose record says that it is under way, and that is not, was interrupted; of a
+//!    snapshot nothing is left then;
 //! 2. the template that Atoll came with exists and is built on every node;
 //! 3. builds that no tag names any more are taken out of their templates;
 //! 4. root file systems that nothing uses any more are removed from their nodes;
@@ -72,13 +73,7 @@ impl Reconciler {
     }
 
     async fn collect_states(&self) -> Result<(), Problem> {
-        // What is in the store now, not what the catalogue has seen so far.
-        let (templates, _) = self.collections.templates.list().await?;
-        let keep: Vec<BuildId> = templates
-            .iter()
-            .flat_map(|stored| &stored.record.builds)
-            .map(|build| build.id.clone())
-            .collect();
+        let keep = known_builds(&self.collections).await?;
         for (id, node) in self.nodes.all() {
             match ask(node.collect_garbage(keep.clone(), false)).await {
                 Ok(removed) => {
@@ -114,7 +109,8 @@ impl Reconciler {
                     && fresh.is_some_and(|build| build.status != BuildStatus::Ready)
                     && !self.builder.is_running(&build.id)
                 {
-                    self.builder.give_up(&template.id, &build.id).await?;
+                    let of = template.snapshot_of.as_ref();
+                    self.builder.give_up(&template.id, &build.id, of).await?;
                 }
             }
         }
@@ -233,13 +229,16 @@ impl Reconciler {
                 conditions: vec![templates.unchanged(&stored)],
                 then: vec![
                     templates.put(&stored.id, &stored.record)?,
-                    garbage.put(&Garbage::random_id(), &removed)?,
+                    garbage.put(&Garbage::random_id(), &removed.garbage)?,
                 ],
             };
             // Somebody else was faster: the next round sees what is left.
             let outcome = store.transact(transaction).await?;
             if outcome.committed() {
                 self.catalogue.reached(outcome.revision()).await?;
+                for (build, nodes) in removed.builds {
+                    self.builder.remove_states(nodes.into_iter(), &build).await;
+                }
             }
         }
         Ok(())
@@ -289,6 +288,14 @@ impl Reconciler {
         }
         Ok(())
     }
+}
+
+/// All builds of all templates: those in the store now, not those that the catalogue has seen so
+/// far.
+pub(crate) async fn known_builds(collections: &Collections) -> Result<Vec<BuildId>, Problem> {
+    let (templates, _) = collections.templates.list().await?;
+    let builds = templates.iter().flat_map(|stored| &stored.record.builds);
+    Ok(builds.map(|build| build.id.clone()).collect())
 }
 
 fn internal(error: api::id::ParseIdError) -> Problem {

@@ -1,10 +1,10 @@
 //! Snapshots of sandboxes: templates whose builds start from a saved state.
 //!
-//! The record is written first, as a build under way, so that no state is ever without one; a
-//! build that stays under way (the program died) is taken for interrupted like any other, and its
-//! state is then garbage.
+//! The record is written first, as a build under way, so that no state is ever without one. Of a
+//! snapshot that fails, or that was under way when the program died, the record is removed: nobody
+//! could use it. A state without a record is garbage.
 
-use super::{Templates, absent};
+use super::{Templates, builder::SnapshotUnderWay, view::MAX_TAGS};
 use crate::{
     error::{ApiError, invalid},
     extract::number,
@@ -28,6 +28,9 @@ use store::Transaction;
 
 /// How long a node may take to save a sandbox.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How many snapshots a tenant may have, versions under one name counted as one.
+const MAX_SNAPSHOTS: usize = 10_000;
 
 /// The most snapshots on a page, and how many if the query does not say.
 const MOST: i64 = 100;
@@ -71,41 +74,50 @@ impl Templates {
         memory: bool,
     ) -> Result<SnapshotInfo, ApiError> {
         let Found { node, status } = found;
-        let (template, build) = self.enter_snapshot(&status, reference.as_ref()).await?;
+        let builder = &self.plane.builder;
+        // What the sandbox stands on must not be taken for garbage before the record names it.
+        let _images = builder.images.clone().read_owned().await;
+        let entered = self.enter_snapshot(&status, reference.as_ref()).await?;
+        let (template, build, _under_way) = entered;
         let described = TemplateBuild {
             template: template.id.clone(),
             build: build.id.clone(),
             alias: Some(template.name.clone()),
             ..status.template.clone()
         };
-        let saved = within(PATIENCE, node.snapshot(&status.id, described, memory)).await;
-        let result = saved.map(|saved| {
-            let node = status.id.node();
-            Product {
-                images: BTreeMap::from([(node, status.template.image.clone())]),
-                size: saved.size,
-                environment: status.template.environment.clone(),
-                user: status.template.user.clone(),
-                working_directory: status.template.working_directory.clone(),
+        let saved = match within(PATIENCE, node.snapshot(&status.id, described, memory)).await {
+            Ok(saved) => saved,
+            Err(problem) => {
+                builder.forget_snapshot(&template.id, &build.id).await?;
+                return Err(problem.into());
             }
-        });
-        let problem = result.as_ref().err().cloned();
-        let outcome = result.map_err(|problem| problem.cause);
-        self.plane
-            .builder
-            .finish_snapshot(&template.id, &build.id, outcome)
-            .await?;
-        match problem {
-            Some(problem) => Err(problem.into()),
-            None => Ok(info(&template, &build.tag)),
+        };
+        let product = Product {
+            images: BTreeMap::from([(status.id.node(), status.template.image.clone())]),
+            size: saved.size,
+            environment: status.template.environment.clone(),
+            user: status.template.user.clone(),
+            working_directory: status.template.working_directory.clone(),
+        };
+        let recorded = builder
+            .finish_snapshot(&template.id, &build.id, product, saved.resources)
+            .await;
+        if let Err(problem) = recorded {
+            // Its name was deleted meanwhile, for one.
+            if problem.code == ErrorCode::NotFound {
+                let node = std::iter::once(status.id.node());
+                builder.remove_states(node, &build.id).await;
+            }
+            return Err(problem.into());
         }
+        Ok(info(&template, &build.tag))
     }
 
     async fn enter_snapshot(
         &self,
         status: &SandboxStatus,
         reference: Option<&Reference>,
-    ) -> Result<(Template, Build), Problem> {
+    ) -> Result<(Template, Build, SnapshotUnderWay), Problem> {
         let collections = &self.plane.collections;
         let parent = self.plane.catalogue.template(&status.template.template);
         let source = parent
@@ -141,6 +153,15 @@ impl Templates {
             };
             let (template, conditions, then) = match collections.names.get(&name).await? {
                 None => {
+                    let own = self.own();
+                    let own = own.iter().filter(|own| own.snapshot_of.is_some());
+                    if own.count() >= MAX_SNAPSHOTS {
+                        return Err(Problem::new(
+                            ErrorCode::LimitReached,
+                            format!("You have {MAX_SNAPSHOTS} snapshots, which is the most"),
+                            "delete snapshots that are no longer needed",
+                        ));
+                    }
                     let template = Template {
                         id,
                         tenant: self.tenant.clone(),
@@ -169,6 +190,10 @@ impl Templates {
                             "choose another name for the snapshot",
                         ));
                     }
+                    let tags = &stored.record.tags;
+                    if tags.len() >= MAX_TAGS && !tags.contains_key(&build.tag) {
+                        return Err(invalid(format!("A snapshot has at most {MAX_TAGS} tags")));
+                    }
                     let conditions = vec![collections.templates.unchanged(&stored)];
                     stored.record.builds.insert(0, build.clone());
                     stored.record.snapshot_of = Some(status.id.clone());
@@ -180,15 +205,13 @@ impl Templates {
                 }
             };
             // Whoever sees the record must find it under way.
-            let builder = &self.plane.builder;
-            builder.begin_snapshot(&build.id, &self.tenant);
+            let under_way = self.plane.builder.begin_snapshot(&build.id, &self.tenant);
             let transaction = Transaction { conditions, then };
             let outcome = collections.store.transact(transaction).await?;
             if outcome.committed() {
                 self.plane.catalogue.reached(outcome.revision()).await?;
-                return Ok((template, build));
+                return Ok((template, build, under_way));
             }
-            builder.end_snapshot(&build.id);
         }
     }
 
@@ -219,10 +242,15 @@ impl Templates {
         let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let sandbox: Option<SandboxId> = match text(&query.sandbox_id) {
             None => None,
-            Some(id) => {
-                let id = id.split('-').next().unwrap_or_default();
-                Some(id.parse().map_err(|_| absent(id))?)
-            }
+            Some(id) => match id.split('-').next().unwrap_or_default().parse() {
+                Ok(id) => Some(id),
+                Err(_) => {
+                    return Ok(SnapshotPage {
+                        snapshots: Vec::new(),
+                        next_token: None,
+                    });
+                }
+            },
         };
         let wanted = text(&query.name)
             .map(|name| Reference::parse(&name))

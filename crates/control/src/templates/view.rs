@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use std::sync::Arc;
 
 /// How many tags a template may have.
-const MAX_TAGS: usize = 64;
+pub(super) const MAX_TAGS: usize = 64;
 
 /// The templates that one tenant may use: its own and public ones. Others are not there.
 pub(crate) struct Templates {
