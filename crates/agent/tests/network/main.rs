@@ -5,3 +5,4 @@
 mod attacks;
 mod lab;
 mod life;
+mod machines;
