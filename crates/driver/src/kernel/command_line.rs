@@ -27,7 +27,10 @@ const COMMON: &str = "console=ttyS0 quiet loglevel=1 panic=-1 cryptomgr.notests 
 pub fn command_line(hypervisor: Hypervisor, control_token: &Secret) -> String {
     let special = match hypervisor {
         Hypervisor::QemuTcg => {
-            format!("reboot=t no_timer_check init_on_alloc=0 tsc_early_khz={}", time_stamp_khz())
+            format!(
+                "reboot=t no_timer_check init_on_alloc=0 tsc_early_khz={}",
+                time_stamp_khz()
+            )
         }
         Hypervisor::QemuKvm => "reboot=t".to_owned(),
         Hypervisor::Firecracker => "reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd".into(),
