@@ -1,24 +1,70 @@
-//! What every driver must do, asked through the `Driver` trait alone.
+//! What every driver must do, asked through the `Driver` trait and the guest's API alone.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 
-use driver::{Driver, DriverError, Exit};
-use std::{fs, time::Duration};
-use support::{World, inside, is_healthy, report, wait_for};
+use driver::{DriverError, DriverKind, Exit, SaveOptions, SavedState};
+use std::{fs, sync::Arc, time::Duration};
+use support::{World, guest, is_healthy, report, wait_for};
 
-/// Not a test: what the driver under test starts as its keeper.
+/// Not a test: what the `container` driver starts as its keeper.
 #[test]
 fn keeper_process() {
     driver::container::keeper::run_if_asked();
 }
 
-#[tokio::test]
-async fn a_sandbox_starts_serves_and_leaves_nothing() {
-    let world = World::new();
+/// Not a test: what the `qemu` driver starts as a jail.
+#[test]
+fn jail_process() {
+    driver::qemu::jail::run_if_asked();
+}
+
+/// Each test for each driver that is to pass it.
+macro_rules! conformance {
+    ($($driver:ident as $kind:ident: $($test:ident),+;)+) => {$(
+        mod $driver {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    super::$test(World::of(DriverKind::$kind)).await;
+                }
+            )+
+        }
+    )+};
+}
+
+conformance! {
+    container as Container:
+        a_sandbox_starts_serves_and_leaves_nothing,
+        a_prepared_sandbox_can_be_discarded_or_dropped,
+        a_slot_can_be_used_again_at_once,
+        a_running_sandbox_outlives_its_driver_and_is_adopted,
+        what_nobody_keeps_is_swept,
+        an_end_is_seen_with_its_reason,
+        the_memory_limit_holds,
+        the_disk_limit_holds;
+    qemu as Qemu:
+        a_sandbox_starts_serves_and_leaves_nothing,
+        a_prepared_sandbox_can_be_discarded_or_dropped,
+        a_slot_can_be_used_again_at_once,
+        a_running_sandbox_outlives_its_driver_and_is_adopted,
+        what_nobody_keeps_is_swept,
+        an_end_is_seen_with_its_reason,
+        the_memory_limit_holds,
+        the_disk_limit_holds,
+        a_saved_sandbox_goes_on_where_it_stood,
+        what_differs_is_saved_again_and_again,
+        one_state_becomes_many,
+        a_state_without_memory_starts_anew,
+        what_cannot_be_resumed_is_refused,
+        a_frozen_sandbox_stands_still;
+}
+
+async fn a_sandbox_starts_serves_and_leaves_nothing(world: World) {
     let driver = world.driver();
-    let prepared = world.prepare(&driver).await;
+    let prepared = world.prepare(&*driver).await;
     assert!(prepared.is_alive());
     let machine = prepared.start(world.spec("")).await.unwrap();
     assert!(is_healthy(&*machine));
@@ -40,21 +86,17 @@ async fn a_sandbox_starts_serves_and_leaves_nothing() {
     assert_eq!(world.leftovers(), [""; 0]);
 }
 
-#[tokio::test]
-async fn a_prepared_sandbox_can_be_discarded_or_dropped() {
-    let world = World::new();
+async fn a_prepared_sandbox_can_be_discarded_or_dropped(world: World) {
     let driver = world.driver();
-    let discarded = world.prepare(&driver).await;
-    let dropped = world.prepare(&driver).await;
+    let discarded = world.prepare(&*driver).await;
+    let dropped = world.prepare(&*driver).await;
     discarded.discard().await;
     drop(dropped);
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);
 }
 
-#[tokio::test]
-async fn a_slot_can_be_used_again_at_once() {
-    let world = World::new();
+async fn a_slot_can_be_used_again_at_once(world: World) {
     let driver = world.driver();
     let slot = world.network();
     for round in 0..5 {
@@ -63,7 +105,7 @@ async fn a_slot_can_be_used_again_at_once() {
             .start(world.spec("echo x > /only; echo done"))
             .await
             .unwrap();
-        wait_for("the file", || inside(&*machine, "/only").exists()).await;
+        wait_for("the file", || guest::read(&*machine, "/only").is_some()).await;
         machine.destroy().await.unwrap();
         assert!(
             !world.root.join("only").exists(),
@@ -74,14 +116,12 @@ async fn a_slot_can_be_used_again_at_once() {
     assert_eq!(world.leftovers(), [""; 0]);
 }
 
-#[tokio::test]
-async fn a_running_sandbox_outlives_its_driver_and_is_adopted() {
-    let world = World::new();
+async fn a_running_sandbox_outlives_its_driver_and_is_adopted(world: World) {
     let record = {
         let driver = world.driver();
-        let machine = world.start(&driver, "echo kept > /kept; echo done").await;
-        let _unclaimed = world.prepare(&driver).await;
-        wait_for("the file", || inside(&*machine, "/kept").exists()).await;
+        let machine = world.start(&*driver, "echo kept > /kept; echo done").await;
+        let _unclaimed = world.prepare(&*driver).await;
+        wait_for("the file", || guest::read(&*machine, "/kept").is_some()).await;
         machine.record()
         // Everything is dropped here, as when the program dies.
     };
@@ -98,12 +138,10 @@ async fn a_running_sandbox_outlives_its_driver_and_is_adopted() {
     world.expect_nothing_left().await;
 }
 
-#[tokio::test]
-async fn what_nobody_keeps_is_swept() {
-    let world = World::new();
+async fn what_nobody_keeps_is_swept(world: World) {
     let record = {
         let driver = world.driver();
-        let machine = world.start(&driver, "sleep 1000").await;
+        let machine = world.start(&*driver, "sleep 1000").await;
         machine.record()
     };
     let driver = world.driver();
@@ -115,11 +153,9 @@ async fn what_nobody_keeps_is_swept() {
     assert_eq!(driver.sweep(&[]).await.unwrap(), [""; 0]);
 }
 
-#[tokio::test]
-async fn an_end_is_seen_with_its_reason() {
-    let world = World::new();
+async fn an_end_is_seen_with_its_reason(world: World) {
     let driver = world.driver();
-    let machine = world.start(&driver, "").await;
+    let machine = world.start(&*driver, "").await;
     let pid = i32::try_from(machine.record().pid).unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -132,15 +168,13 @@ async fn an_end_is_seen_with_its_reason() {
     assert_eq!(world.leftovers(), [""; 0]);
 }
 
-#[tokio::test]
-async fn the_memory_limit_holds() {
-    let world = World::new();
+async fn the_memory_limit_holds(world: World) {
     let driver = world.driver();
     // Each on its own stays below the limit of 128 MiB, and all are in the sandbox.
     let command = "tail /dev/zero; echo $? > /after";
-    let machine = world.start(&driver, command).await;
+    let machine = world.start(&*driver, command).await;
     wait_for("an end by memory", || {
-        inside(&*machine, "/after").exists() || !is_healthy(&*machine)
+        guest::read(&*machine, "/after").is_some() || !is_healthy(&*machine)
     })
     .await;
     let host = fs::read_to_string("/proc/meminfo").unwrap();
@@ -150,149 +184,210 @@ async fn the_memory_limit_holds() {
     assert_eq!(world.leftovers(), [""; 0]);
 }
 
-#[tokio::test]
-async fn a_sandbox_that_runs_out_of_memory_says_so() {
-    let world = World::new();
-    let driver = world.driver();
-    let mut spec = world.spec("");
-    // Too little even for the guest once its cache is written to.
-    spec.resources.memory = api::Bytes::mebibytes(24);
-    // The first process itself is made the one to go.
-    let machine = world.prepare(&driver).await.start(spec).await.unwrap();
-    let pid = machine.record().pid;
-    fs::write(format!("/proc/{pid}/oom_score_adj"), "1000").unwrap();
-    let group = driver::cgroup::Group::of(
-        &driver::cgroup::Hierarchies::find().unwrap(),
-        &world.instance,
-        machine.record().slot,
-    );
-    // A child of the test, moved into the sandbox's groups, uses up what there is: two, so that neither is
-    // larger than the one that is marked.
-    let mut child = std::process::Command::new("sh")
-        .args(["-c", "read go; tail /dev/zero & exec tail /dev/zero"])
-        .stdin(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    for directory in group
-        .legacy()
-        .iter()
-        .map(AsRef::as_ref)
-        .chain(group.unified())
-    {
-        fs::write(directory.join("cgroup.procs"), child.id().to_string()).unwrap();
-    }
-    drop(child.stdin.take());
-    let exit = tokio::time::timeout(Duration::from_secs(20), machine.wait())
-        .await
-        .unwrap();
-    assert_eq!(exit, Exit::OutOfMemory);
-    let _ = child.kill();
-    child.wait().unwrap();
-    machine.destroy().await.unwrap();
-    driver.shutdown().await;
-    assert_eq!(world.leftovers(), [""; 0]);
-}
-
-#[tokio::test]
-async fn the_disk_limit_holds() {
-    let world = World::new();
+async fn the_disk_limit_holds(world: World) {
     let driver = world.driver();
     let command = "{ dd if=/dev/zero of=/big bs=1M count=200 2>&1; echo done; } > /dev/shm/report";
-    let machine = world.start(&driver, command).await;
+    let machine = world.start(&*driver, command).await;
     let text = report(&*machine, "/dev/shm/report").await;
     assert!(text.contains("No space left on device"), "{text}");
     let used = machine.usage().unwrap().disk;
     assert!((40 << 20..=64 << 20).contains(&used), "{used}");
     machine.destroy().await.unwrap();
-
-    // Another size than the prepared one.
-    let mut spec = world.spec(command);
-    spec.resources.disk = api::Bytes::mebibytes(128);
-    let machine = world.prepare(&driver).await.start(spec).await.unwrap();
-    report(&*machine, "/dev/shm/report").await;
-    let used = machine.usage().unwrap().disk;
-    assert!((100 << 20..=128 << 20).contains(&used), "{used}");
-    machine.destroy().await.unwrap();
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);
 }
 
-#[tokio::test]
-async fn the_limit_on_processes_holds() {
-    let world = World::new();
-    let mut options = world.options();
-    options.processes = 40;
-    let driver = driver::container::Container::new(options).unwrap();
-    let command = "{ for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 \
-                   26 27 28 29 30 31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50; do \
-                   sleep 1000 & done; } 2> /refused; touch /over";
-    let machine = world.start(&driver, command).await;
-    wait_for("the limit", || {
-        fs::read_to_string(inside(&*machine, "/refused")).is_ok_and(|text| {
-            let text = text.to_lowercase();
-            text.contains("cannot fork") || text.contains("resource temporarily unavailable")
-        })
+/// Holds random bytes in memory and writes, again and again, what they add up to, the boot's name
+/// and how often it did so.
+const HOLDER: &str = r#"x=$(dd if=/dev/urandom bs=1k count=64 2>/dev/null | base64)
+n=0
+while :; do
+    n=$((n+1))
+    { echo "$x" | cksum; cat /proc/sys/kernel/random/boot_id; echo $n; } > /state.new
+    mv /state.new /state
+    sleep 0.1
+done"#;
+
+/// What [`HOLDER`] wrote: what must stay the same, and the count.
+async fn held(machine: &dyn driver::Machine) -> (String, u64) {
+    let mut found = None;
+    wait_for("the holder", || {
+        let text = guest::read(machine, "/state").unwrap_or_default();
+        let (same, count) = text.trim_end().rsplit_once('\n').unwrap_or_default();
+        found = count.parse().ok().map(|count| (same.to_owned(), count));
+        found.is_some()
     })
     .await;
-    assert!(machine.usage().unwrap().processes <= 40);
-    assert!(is_healthy(&*machine));
+    found.unwrap()
+}
+
+/// Waits until [`HOLDER`] has written again.
+async fn goes_on(machine: &dyn driver::Machine) -> String {
+    let (_, before) = held(machine).await;
+    let mut same = String::new();
+    wait_for("the holder to go on", || {
+        let text = guest::read(machine, "/state").unwrap_or_default();
+        let (first, count) = text.trim_end().rsplit_once('\n').unwrap_or_default();
+        same = first.to_owned();
+        count.parse::<u64>().is_ok_and(|count| count > before)
+    })
+    .await;
+    same
+}
+
+const WITH_MEMORY: SaveOptions = SaveOptions {
+    memory: true,
+    goes_on: true,
+};
+
+async fn a_saved_sandbox_goes_on_where_it_stood(world: World) {
+    let driver = world.driver();
+    let machine = world.start(&*driver, HOLDER).await;
+    let (same, _) = held(&*machine).await;
+    let saved = world.directory.path().join("saved");
+    let stays = SaveOptions {
+        goes_on: false,
+        ..WITH_MEMORY
+    };
+    let state = machine.save(&saved, stays).await.unwrap();
+    machine.destroy().await.unwrap();
+    assert_eq!(SavedState::load(&saved).unwrap(), state);
+    driver.check(&state).unwrap();
+
+    let state = Arc::new(state);
+    let machine = world.resume(&*driver, &state, false).await;
+    println!("{:?}", machine.phases());
+    assert_eq!(goes_on(&*machine).await, same);
     machine.destroy().await.unwrap();
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);
 }
 
-#[tokio::test]
-async fn what_cannot_start_leaves_nothing() {
-    let world = World::new();
+async fn what_differs_is_saved_again_and_again(world: World) {
     let driver = world.driver();
-    let mut spec = world.spec("");
-    spec.origin = support::origin(vec![world.root.join("absent")]);
-    match world.prepare(&driver).await.start(spec).await {
-        Err(DriverError::System { doing, .. }) => assert!(doing.contains("absent"), "{doing}"),
-        Err(other) => panic!("{other:?}"),
-        Ok(_) => panic!("it started without a root"),
+    let mut machine = world.start(&*driver, HOLDER).await;
+    let (same, _) = held(&*machine).await;
+    let mut bases = Vec::new();
+    for round in 0..4 {
+        let saved = world.directory.path().join(format!("saved-{round}"));
+        let state = machine.save(&saved, WITH_MEMORY).await.unwrap();
+        assert!(is_healthy(&*machine), "it goes on after round {round}");
+        machine.destroy().await.unwrap();
+        bases.push(state.memory.as_ref().unwrap().base.clone());
+        driver::qemu::verify(&state).unwrap();
+        machine = world.resume(&*driver, &Arc::new(state), false).await;
+        assert_eq!(goes_on(&*machine).await, same, "round {round}");
     }
-    // A hostile image: its /proc points elsewhere.
-    let hostile = world.directory.path().join("hostile");
-    fs::create_dir_all(&hostile).unwrap();
-    std::os::unix::fs::symlink("/tmp", hostile.join("proc")).unwrap();
-    let mut spec = world.spec("");
-    spec.origin = support::origin(vec![hostile]);
-    match world.prepare(&driver).await.start(spec).await {
-        Err(DriverError::Guest(message)) => assert!(message.contains("/proc"), "{message}"),
-        Err(other) => panic!("{other:?}"),
-        Ok(_) => panic!("it followed a link"),
+    // The first is whole, and no chain is longer than one.
+    let first = world.directory.path().join("saved-0");
+    assert_eq!(bases[0], None);
+    for base in bases.iter().skip(1).flatten() {
+        assert!(*base == first || base.join("memory").exists());
+        assert!(
+            SavedState::load(base)
+                .unwrap()
+                .memory
+                .unwrap()
+                .base
+                .is_none()
+        );
     }
+    assert!(bases[1].is_some(), "a little that differs is saved as that");
+    machine.destroy().await.unwrap();
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_at_once() {
-    let world = World::new();
+async fn one_state_becomes_many(world: World) {
     let driver = world.driver();
-    let mut prepared = Vec::new();
-    for _ in 0..100 {
-        prepared.push(world.prepare(&driver).await);
+    let parent = world.start(&*driver, HOLDER).await;
+    let (same, _) = held(&*parent).await;
+    let saved = world.directory.path().join("saved");
+    let state = Arc::new(parent.save(&saved, WITH_MEMORY).await.unwrap());
+    let mut children = Vec::new();
+    for _ in 0..3 {
+        children.push(world.resume(&*driver, &state, true).await);
     }
-    let begin = std::time::Instant::now();
-    let starts = prepared.into_iter().map(|prepared| {
-        let spec = world.spec("");
-        tokio::spawn(async move { prepared.start(spec).await.unwrap() })
-    });
-    let starts: Vec<_> = starts.collect();
-    let mut machines = Vec::new();
-    for start in starts {
-        machines.push(start.await.unwrap());
+    let mut random = std::collections::BTreeSet::new();
+    for child in &children {
+        assert_eq!(goes_on(&**child).await, same);
+        let usage = child.usage().unwrap();
+        println!("a child uses {usage:?}");
+        random.insert(guest::read(&**child, "/proc/sys/kernel/random/uuid"));
+        child.destroy().await.unwrap();
     }
-    println!("100 starts in {:?}", begin.elapsed());
-    assert!(machines.iter().all(|machine| is_healthy(&**machine)));
-    let begin = std::time::Instant::now();
-    for machine in &machines {
-        machine.destroy().await.unwrap();
+    assert_eq!(goes_on(&*parent).await, same);
+    parent.destroy().await.unwrap();
+    driver.shutdown().await;
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+async fn a_state_without_memory_starts_anew(world: World) {
+    let driver = world.driver();
+    let machine = world.start(&*driver, HOLDER).await;
+    let (same, _) = held(&*machine).await;
+    let saved = world.directory.path().join("saved");
+    let options = SaveOptions {
+        memory: false,
+        goes_on: true,
+    };
+    let state = machine.save(&saved, options).await.unwrap();
+    assert!(state.memory.is_none());
+    assert_eq!(goes_on(&*machine).await, same);
+    machine.destroy().await.unwrap();
+    let machine = world.resume(&*driver, &Arc::new(state), true).await;
+    // The file is there, and the process is not.
+    let (kept, count) = held(&*machine).await;
+    assert_eq!(kept, same);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(held(&*machine).await, (kept, count));
+    machine.destroy().await.unwrap();
+    driver.shutdown().await;
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+async fn what_cannot_be_resumed_is_refused(world: World) {
+    let driver = world.driver();
+    let machine = world.start(&*driver, "").await;
+    let saved = world.directory.path().join("saved");
+    let mut state = machine.save(&saved, WITH_MEMORY).await.unwrap();
+    machine.destroy().await.unwrap();
+    let memory = state.memory.as_mut().unwrap();
+    memory.host.program = "QEMU 1.0".into();
+    let refused = driver.check(&state).unwrap_err();
+    match &refused {
+        DriverError::Unsupported { cause, .. } => {
+            assert!(cause.contains("the program was `QEMU 1.0`"), "{cause}");
+        }
+        other => panic!("{other:?}"),
     }
-    println!("100 ends in {:?}", begin.elapsed());
+    let plan = driver::Plan {
+        resources: state.resources,
+        origin: driver::Origin::Saved(Arc::new(state)),
+    };
+    assert!(driver.prepare(world.network(), &plan).await.is_err());
+    // A file that was changed is found where that is asked for.
+    let state = SavedState::load(&saved).unwrap();
+    driver::qemu::verify(&state).unwrap();
+    fs::write(saved.join("devices.state"), "x").unwrap();
+    assert!(driver::qemu::verify(&state).is_err());
+    driver.shutdown().await;
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+async fn a_frozen_sandbox_stands_still(world: World) {
+    let driver = world.driver();
+    let machine = world.start(&*driver, HOLDER).await;
+    let (same, _) = held(&*machine).await;
+    machine.freeze().await.unwrap();
+    machine.freeze().await.unwrap();
+    let before = machine.usage().unwrap().cpu_time;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let used = machine.usage().unwrap().cpu_time - before;
+    assert!(used < Duration::from_millis(50), "{used:?}");
+    machine.thaw().await.unwrap();
+    assert_eq!(goes_on(&*machine).await, same);
+    machine.destroy().await.unwrap();
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);
 }

@@ -171,7 +171,10 @@ fn understand(line: &[u8], word: &watch::Sender<Word>, last_lines: &Mutex<String
     }
     let mut last = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
     if last.lines().count() >= 4 {
-        let rest = last.split_once('\n').map_or("", |(_, rest)| rest).to_owned();
+        let rest = last
+            .split_once('\n')
+            .map_or("", |(_, rest)| rest)
+            .to_owned();
         *last = rest;
     }
     last.extend(line.chars().filter(|letter| !letter.is_control()).take(200));

@@ -230,8 +230,9 @@ impl Inner {
                 "its memory cannot be resumed on this machine: {}",
                 reasons.join(", ")
             ),
-            remedy: "Resume it where it was saved, or start from its disk; a template is built anew"
-                .into(),
+            remedy:
+                "Resume it where it was saved, or start from its disk; a template is built anew"
+                    .into(),
         })
     }
 
@@ -264,9 +265,8 @@ impl Inner {
             cause: "the template has no disk image".into(),
             remedy: "Build the template for the `qemu` driver".into(),
         })?;
-        let open = |path: &Path| {
-            File::open(path).map_err(doing(format!("open {}", path.display())))
-        };
+        let open =
+            |path: &Path| File::open(path).map_err(doing(format!("open {}", path.display())));
         let root = open(root)?;
         let disk = directory.join("disk.img");
         let (layer, memory) = match &plan.origin {
@@ -377,7 +377,10 @@ impl Inner {
         )
         .await?;
         phases.insert(launched.phases.clone());
-        let network = slot.namespace.try_clone().map_err(doing("keep a network"))?;
+        let network = slot
+            .namespace
+            .try_clone()
+            .map_err(doing("keep a network"))?;
         let guest = Guest::new(network);
         guest.provide().map_err(doing("enter a network"))?;
         let group = furniture.group;
@@ -398,7 +401,10 @@ impl Inner {
             root: plan.origin.root().clone(),
             resources: plan.resources,
             base: resumed.map(|(state, memory)| {
-                memory.base.clone().unwrap_or_else(|| state.directory.clone())
+                memory
+                    .base
+                    .clone()
+                    .unwrap_or_else(|| state.directory.clone())
             }),
             control_token: token,
         };

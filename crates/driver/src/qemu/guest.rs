@@ -195,7 +195,8 @@ mod tests {
     #[test]
     fn only_204_is_an_agreement() {
         assert!(understand(b"HTTP/1.1 204 No Content\r\n\r\n").is_ok());
-        let refused = understand(b"HTTP/1.1 403 Forbidden\r\nx: y\r\n\r\nno \x1b[31mway").unwrap_err();
+        let refused =
+            understand(b"HTTP/1.1 403 Forbidden\r\nx: y\r\n\r\nno \x1b[31mway").unwrap_err();
         assert_eq!(
             refused.to_string(),
             "the guest did not start: it answered 403: no [31mway"

@@ -14,12 +14,7 @@ use crate::{
     doing,
 };
 use rustix::process::{Signal, pidfd_send_signal};
-use std::{
-    os::fd::OwnedFd,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,

@@ -117,14 +117,22 @@ fn take_socket() -> io::Result<OwnedFd> {
 fn lock_up(socket: &OwnedFd) -> Result<std::convert::Infallible, Failure> {
     let (jail, descriptors) = match packet::receive::<Jail>(socket) {
         Ok(Received::Packet(jail, descriptors)) => (jail, descriptors),
-        Ok(_) => return Err(("be told of the jail".into(), io::ErrorKind::UnexpectedEof.into())),
+        Ok(_) => {
+            return Err((
+                "be told of the jail".into(),
+                io::ErrorKind::UnexpectedEof.into(),
+            ));
+        }
         Err(error) => return Err(("be told of the jail".into(), error)),
     };
     let mut phases = crate::phases::Stopwatch::start();
     let mut descriptors = descriptors.into_iter();
-    let network = descriptors
-        .next()
-        .ok_or_else(|| ("find the network".to_owned(), io::ErrorKind::NotFound.into()))?;
+    let network = descriptors.next().ok_or_else(|| {
+        (
+            "find the network".to_owned(),
+            io::ErrorKind::NotFound.into(),
+        )
+    })?;
     let mut kept: Vec<OwnedFd> = descriptors.collect();
 
     // Ctrl-C in the terminal of this program's parent is not for sandboxes.
@@ -214,7 +222,10 @@ fn remember_neighbour(interface: &str) -> io::Result<()> {
         if socket < 0 {
             return Err(io::Error::last_os_error());
         }
-        (OwnedFd::from_raw_fd(socket), std::mem::zeroed::<libc::arpreq>())
+        (
+            OwnedFd::from_raw_fd(socket),
+            std::mem::zeroed::<libc::arpreq>(),
+        )
     };
     let address = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
@@ -248,7 +259,13 @@ fn build_root(jail: &Jail) -> io::Result<()> {
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    mount("tmpfs", &jail.root, "tmpfs", flags, c"size=1m,nr_inodes=1k,mode=755")?;
+    mount(
+        "tmpfs",
+        &jail.root,
+        "tmpfs",
+        flags,
+        c"size=1m,nr_inodes=1k,mode=755",
+    )?;
     for (source, inside) in &jail.files {
         let target = jail.root.join(inside.strip_prefix("/").unwrap_or(inside));
         if let Some(parent) = target.parent() {

@@ -19,7 +19,9 @@ use crate::{
 };
 use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
-    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    },
     thread::UnshareFlags,
 };
 use std::{
@@ -94,14 +96,12 @@ pub(super) async fn launch(inner: &Inner, launch: Launch<'_>) -> Result<Launched
     let serial = listener(directory, SERIAL)?;
     let root = directory.join(ROOT);
     std::fs::create_dir(&root).map_err(doing(format!("make {}", root.display())))?;
-    let (errors, their_errors) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(doing("make a pipe"))?;
+    let (errors, their_errors) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(doing("make a pipe"))?;
     let complaints = Complaints::collect(errors).map_err(doing("make a pipe"))?;
 
     let (pid, process) = spawn(&inner.options.jail_command, theirs, their_errors)?;
-    let mut guard = Guard(Some(
-        process.try_clone().map_err(doing("watch a process"))?,
-    ));
+    let mut guard = Guard(Some(process.try_clone().map_err(doing("watch a process"))?));
     let start_time = process::start_time(pid).map_err(doing("read a process's start"))?;
     let end = reap(process.try_clone().map_err(doing("watch a process"))?)?;
     phases.mark("process");
@@ -124,7 +124,8 @@ pub(super) async fn launch(inner: &Inner, launch: Launch<'_>) -> Result<Launched
             .map_err(doing("open /dev/kvm"))?;
         openable.push(("/dev/kvm", kvm.into()));
     }
-    let questions = process::watch(listener, Interest::READABLE).map_err(doing("watch a filter"))?;
+    let questions =
+        process::watch(listener, Interest::READABLE).map_err(doing("watch a filter"))?;
     // Both until QEMU greets: then it has opened all that it ever will.
     let connected = tokio::select! {
         connected = Qmp::connect(directory, QMP, PATIENCE) => connected,
@@ -214,7 +215,9 @@ fn spawn(
     errors: OwnedFd,
 ) -> Result<(u32, OwnedFd), DriverError> {
     let Some((program, arguments)) = command.split_first() else {
-        return Err(DriverError::Guest("there is no command for the jail".into()));
+        return Err(DriverError::Guest(
+            "there is no command for the jail".into(),
+        ));
     };
     let start = || -> io::Result<(u32, OwnedFd)> {
         // SAFETY: this thread alone, which ends with this; its children get another pid namespace.

@@ -234,7 +234,10 @@ impl Live {
             let end = mapping.offset + mapping.length;
             if from >= mapping.offset && from < end {
                 let until = to.min(end);
-                spans.push((mapping.address + from - mapping.offset, (until - from) as usize));
+                spans.push((
+                    mapping.address + from - mapping.offset,
+                    (until - from) as usize,
+                ));
                 from = until;
             }
             if from >= to {
@@ -276,7 +279,12 @@ impl Live {
         let remote: Vec<_> = runs(pages)
             .flat_map(|(first, count)| self.spans(first, count))
             .collect();
-        self.transfer(&remote, buffer.as_mut_ptr(), buffer.len(), libc::process_vm_readv)
+        self.transfer(
+            &remote,
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            libc::process_vm_readv,
+        )
     }
 
     /// Puts a difference into the machine's memory. It must stand still.
@@ -414,10 +422,7 @@ pub(super) fn merge(base: &File, index: &Index, pages: &[u8], path: &Path) -> io
     let whole = sparse::copy_to(base, path)?;
     let mut pages = pages;
     for run in &index.runs {
-        let (at, length) = (
-            u64::from(run.first) * PAGE,
-            u64::from(run.count) * PAGE,
-        );
+        let (at, length) = (u64::from(run.first) * PAGE, u64::from(run.count) * PAGE);
         if run.zero {
             sparse::punch(&whole, at, length)?;
         } else {
@@ -544,20 +549,40 @@ mod tests {
         let mut other = Writer::new(&path, "");
         let live = Live::find(other.0.id(), &about).unwrap();
         live.apply(&index, &pages).unwrap();
-        for (page, byte) in [(3, b'a'), (21, 0), (22, 7), (600, b'b'), (899, b'b'), (900, 0)] {
-            assert!(other.page(page).iter().all(|got| *got == byte), "page {page}");
+        for (page, byte) in [
+            (3, b'a'),
+            (21, 0),
+            (22, 7),
+            (600, b'b'),
+            (899, b'b'),
+            (900, 0),
+        ] {
+            assert!(
+                other.page(page).iter().all(|got| *got == byte),
+                "page {page}"
+            );
         }
         // Pages that were put there are found again.
         let again = File::create_new(directory.path().join("again")).unwrap();
-        assert_eq!(live.save_difference(&mapped, &mut again.try_clone().unwrap()).unwrap(), index);
+        assert_eq!(
+            live.save_difference(&mapped, &mut again.try_clone().unwrap())
+                .unwrap(),
+            index
+        );
 
         let whole = directory.path().join("whole");
         merge(&open, &index, &pages, &whole).unwrap();
         let whole = fs::read(whole).unwrap();
         for (page, byte) in [(3, b'a'), (20, 7), (21, 0), (750, b'b'), (999, 0)] {
             let at = page * PAGE as usize;
-            assert!(whole[at..at + 4096].iter().all(|got| *got == byte), "page {page}");
+            assert!(
+                whole[at..at + 4096].iter().all(|got| *got == byte),
+                "page {page}"
+            );
         }
-        assert!(live.apply(&index, &pages[..4096]).is_err(), "pages are missing");
+        assert!(
+            live.apply(&index, &pages[..4096]).is_err(),
+            "pages are missing"
+        );
     }
 }

@@ -87,11 +87,17 @@ pub(super) fn install() -> io::Result<OwnedFd> {
         statement(give, libc::SECCOMP_RET_ALLOW),
         // openat: flags are the third argument.
         statement(load, 32),
-        statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, libc::O_ACCMODE as u32),
+        statement(
+            libc::BPF_ALU | libc::BPF_AND | libc::BPF_K,
+            libc::O_ACCMODE as u32,
+        ),
         jump(libc::O_RDWR as u32, 3, 5),
         // open: the second.
         statement(load, 24),
-        statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, libc::O_ACCMODE as u32),
+        statement(
+            libc::BPF_ALU | libc::BPF_AND | libc::BPF_K,
+            libc::O_ACCMODE as u32,
+        ),
         jump(libc::O_RDWR as u32, 0, 2),
         statement(give, libc::SECCOMP_RET_USER_NOTIF),
         // openat2 has its flags in memory, where a filter cannot look.
@@ -124,7 +130,9 @@ pub(super) type Openable = Vec<(&'static str, OwnedFd)>;
 pub(super) async fn answer(listener: &AsyncFd<OwnedFd>, openable: &Openable) -> io::Result<()> {
     loop {
         let asked = listener
-            .async_io(Interest::READABLE, |listener| answer_one(listener, openable))
+            .async_io(Interest::READABLE, |listener| {
+                answer_one(listener, openable)
+            })
             .await;
         match asked {
             Ok(()) => {}
@@ -197,9 +205,8 @@ fn read_name(pid: u32, address: u64) -> io::Result<Vec<u8>> {
     };
     // SAFETY: the local buffer is writable for its whole length; the remote one is the kernel's to
     // check.
-    let read = unsafe {
-        libc::process_vm_readv(pid as i32, &raw const local, 1, &raw const remote, 1, 0)
-    };
+    let read =
+        unsafe { libc::process_vm_readv(pid as i32, &raw const local, 1, &raw const remote, 1, 0) };
     if read < 0 {
         return Err(io::Error::last_os_error());
     }

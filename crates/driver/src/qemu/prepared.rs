@@ -6,10 +6,11 @@ use super::{
     machine::QemuMachine,
     notes::Notes,
 };
-use crate::{
-    DriverError, Machine, NetworkSlot, Prepared, StartSpec, doing, phases::Stopwatch,
+use crate::{DriverError, Machine, NetworkSlot, Prepared, StartSpec, doing, phases::Stopwatch};
+use api::{
+    Resources, Secret,
+    boot::{Identity, MachineClaim},
 };
-use api::{Resources, Secret, boot::{Identity, MachineClaim}};
 use base64::Engine;
 use serde_json::json;
 use std::{
@@ -26,12 +27,7 @@ pub(super) struct PreparedMachine {
 }
 
 impl PreparedMachine {
-    pub(super) fn new(
-        hold: Hold,
-        notes: Notes,
-        slot: Arc<NetworkSlot>,
-        phases: Stopwatch,
-    ) -> Self {
+    pub(super) fn new(hold: Hold, notes: Notes, slot: Arc<NetworkSlot>, phases: Stopwatch) -> Self {
         Self {
             parts: Some((hold, notes, phases)),
             slot,

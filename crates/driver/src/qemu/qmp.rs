@@ -307,7 +307,10 @@ mod tests {
                     answer(&command)
                 };
                 let Some(text) = text else { return };
-                write.write_all(format!("{text}\n").as_bytes()).await.unwrap();
+                write
+                    .write_all(format!("{text}\n").as_bytes())
+                    .await
+                    .unwrap();
             }
         });
         (directory, task)
@@ -327,7 +330,9 @@ mod tests {
             })
         })
         .await;
-        let qmp = Qmp::connect(directory.path(), "qmp", PATIENCE).await.unwrap();
+        let qmp = Qmp::connect(directory.path(), "qmp", PATIENCE)
+            .await
+            .unwrap();
         let mut events = qmp.events();
         let answer = qmp.call("stop", json!({}), PATIENCE).await.unwrap();
         assert_eq!(answer["b"], 2);
@@ -341,7 +346,9 @@ mod tests {
     async fn an_end_or_an_endless_line_ends_all_waiting() {
         for answer in [None, Some("x".repeat(LONGEST_LINE + 10))] {
             let (directory, _peer) = peer(move |_| answer.clone()).await;
-            let qmp = Qmp::connect(directory.path(), "qmp", PATIENCE).await.unwrap();
+            let qmp = Qmp::connect(directory.path(), "qmp", PATIENCE)
+                .await
+                .unwrap();
             assert!(qmp.call("stop", json!({}), PATIENCE).await.is_err());
             assert!(qmp.call("cont", json!({}), PATIENCE).await.is_err());
         }
@@ -350,7 +357,9 @@ mod tests {
     #[tokio::test]
     async fn silence_has_a_deadline() {
         let (directory, _peer) = peer(|_| Some(json!({"event": "OTHER"}).to_string())).await;
-        let qmp = Qmp::connect(directory.path(), "qmp", PATIENCE).await.unwrap();
+        let qmp = Qmp::connect(directory.path(), "qmp", PATIENCE)
+            .await
+            .unwrap();
         let patience = Duration::from_millis(20);
         assert!(qmp.call("stop", json!({}), patience).await.is_err());
     }

@@ -169,12 +169,7 @@ fn save_disk(own: &Path, directory: &Path, goes_on: bool) -> io::Result<()> {
     sparse::copy_to(&File::open(from)?, &to).map(drop)
 }
 
-fn save_memory(
-    pid: u32,
-    own: &Path,
-    base: Option<PathBuf>,
-    directory: &Path,
-) -> io::Result<Kept> {
+fn save_memory(pid: u32, own: &Path, base: Option<PathBuf>, directory: &Path) -> io::Result<Kept> {
     let Some(base) = base else {
         let memory = File::open(own.join(WHOLE))?;
         sparse::copy_without_zeros(&memory, &directory.join(WHOLE))?;

@@ -4,17 +4,21 @@
 #![allow(dead_code, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub mod guest;
+mod network;
+
 use api::{Bytes, Resources, SandboxId, Secret, TemplateId, boot::Identity};
 use driver::{
-    Driver, Machine, NetworkSlot, Origin, Plan, Prepared, RootFiles, StartSpec,
+    Driver, DriverKind, Machine, NetworkSlot, Origin, Plan, Prepared, RootFiles, SavedState,
+    StartSpec,
     container::{Container, ContainerOptions},
+    kernel::Kernel,
+    qemu::{Qemu, QemuOptions},
 };
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
-    io::{Read, Write},
-    net::{Ipv4Addr, TcpStream},
-    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -24,19 +28,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[allow(unused_imports)]
+pub use guest::is_healthy;
+
 /// The port that guests serve on in tests.
 pub const PORT: u16 = 49983;
 
 /// Programs that the root file system has.
-const PROGRAMS: [&str; 15] = [
-    "bash", "sh", "cat", "dd", "head", "id", "ls", "mkdir", "mknod", "mount", "sleep", "tail",
-    "touch", "unshare", "uname",
+const PROGRAMS: [&str; 18] = [
+    "base64", "bash", "sh", "cat", "cksum", "dd", "head", "id", "ls", "mkdir", "mknod", "mount",
+    "mv", "sleep", "tail", "touch", "unshare", "uname",
 ];
 
 static WORLDS: AtomicU32 = AtomicU32::new(0);
 
 /// A data directory with an instance of its own, and a root file system.
 pub struct World {
+    pub kind: DriverKind,
     pub directory: tempfile::TempDir,
     pub instance: String,
     pub root: PathBuf,
@@ -44,13 +52,22 @@ pub struct World {
 }
 
 impl World {
+    /// One for containers.
     pub fn new() -> Self {
+        Self::of(DriverKind::Container)
+    }
+
+    pub fn of(kind: DriverKind) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("root");
         build_root(&root);
         let number = WORLDS.fetch_add(1, Ordering::Relaxed);
         let instance = format!("{:04x}", (std::process::id() * 37 + number * 7919) & 0xffff);
+        if kind != DriverKind::Container {
+            build_disk(&root, &directory.path().join("root.img"));
+        }
         Self {
+            kind,
             directory,
             instance,
             root,
@@ -60,35 +77,33 @@ impl World {
 
     pub fn options(&self) -> ContainerOptions {
         let mut options = ContainerOptions::new(self.directory.path().join("data"), &self.instance);
-        let own = std::env::current_exe().unwrap();
-        options.keeper_command = vec![own.into()];
-        let arguments = [
-            "keeper_process",
-            "--exact",
-            "--nocapture",
-            "--test-threads=1",
-        ];
-        options.keeper_command.extend(arguments.map(Into::into));
+        options.keeper_command = own_test("keeper_process");
         options.disk = Bytes::mebibytes(64);
         options
     }
 
-    pub fn driver(&self) -> Container {
+    pub fn container(&self) -> Container {
         Container::new(self.options()).unwrap()
     }
 
-    /// A network with nothing but its loopback interface.
+    /// The driver under test.
+    pub fn driver(&self) -> Box<dyn Driver> {
+        match self.kind {
+            DriverKind::Container => Box::new(self.container()),
+            DriverKind::Qemu => {
+                let data = self.directory.path().join("data");
+                let mut options = QemuOptions::new(data, &self.instance, kernel());
+                options.jail_command = own_test("jail_process");
+                Box::new(Qemu::new(options).unwrap())
+            }
+            DriverKind::Firecracker => panic!("it is tested against its API"),
+        }
+    }
+
+    /// A network that has what a sandbox needs, and no way out.
     pub fn network(&self) -> Arc<NetworkSlot> {
         let number = self.slots.fetch_add(1, Ordering::Relaxed);
-        let namespace = std::thread::spawn(new_network).join().unwrap();
-        Arc::new(NetworkSlot {
-            number,
-            namespace,
-            host_interface: "none".into(),
-            address: Ipv4Addr::LOCALHOST,
-            gateway: Ipv4Addr::LOCALHOST,
-            tap: None,
-        })
+        network::slot(number, self.kind != DriverKind::Container)
     }
 
     /// What to start, with a command that root runs once the guest serves.
@@ -124,7 +139,11 @@ impl World {
 
     /// The root file system that all sandboxes of a test share.
     pub fn origin(&self) -> Origin {
-        origin(vec![self.root.clone()])
+        Origin::Fresh(RootFiles {
+            layers: vec![self.root.clone()],
+            disk: (self.kind != DriverKind::Container)
+                .then(|| self.directory.path().join("root.img")),
+        })
     }
 
     pub fn plan(&self) -> Plan {
@@ -146,6 +165,25 @@ impl World {
             .unwrap()
     }
 
+    /// A sandbox that goes on where a state was saved.
+    pub async fn resume(
+        &self,
+        driver: &dyn Driver,
+        state: &Arc<SavedState>,
+        renew: bool,
+    ) -> Box<dyn Machine> {
+        let plan = Plan {
+            origin: Origin::Saved(Arc::clone(state)),
+            resources: state.resources,
+        };
+        let prepared = driver.prepare(self.network(), &plan).await.unwrap();
+        let mut spec = self.spec("");
+        spec.origin = plan.origin;
+        spec.resources = plan.resources;
+        spec.renew = renew;
+        prepared.start(spec).await.unwrap()
+    }
+
     /// All that this instance has on the machine; empty if there is nothing.
     pub fn leftovers(&self) -> Vec<String> {
         let data = self.directory.path().join("data").canonicalize().unwrap();
@@ -155,6 +193,9 @@ impl World {
             if !name.starts_with("pristine-") {
                 found.push(format!("layer {name}"));
             }
+        }
+        for entry in fs::read_dir(data.join("machines")).into_iter().flatten() {
+            found.push(format!("machine {}", entry.unwrap().path().display()));
         }
         for (device, file) in driver::layer::attached_below(&data) {
             found.push(format!("{} on {}", device.display(), file.display()));
@@ -210,58 +251,18 @@ pub async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// What a sandbox's file holds, once it ends with a line `done`.
 pub async fn report(machine: &dyn Machine, path: &str) -> String {
-    let path = inside(machine, path);
     let mut text = String::new();
     wait_for("a report from inside", || {
-        text = fs::read_to_string(&path).unwrap_or_default();
+        text = guest::read(machine, path).unwrap_or_default();
         text.ends_with("done\n")
     })
     .await;
     text
 }
 
-/// A path inside, as the host reaches it. Only for sandboxes whose content the test made.
+/// A path inside, as the host reaches it. Only for containers whose content the test made.
 pub fn inside(machine: &dyn Machine, path: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{}/root{path}", machine.record().pid))
-}
-
-/// Asks the guest for its health, from inside its network.
-pub fn is_healthy(machine: &dyn Machine) -> bool {
-    let namespace = format!("/proc/{}/ns/net", machine.record().pid);
-    let ask = move || -> std::io::Result<bool> {
-        let namespace = fs::File::open(namespace)?;
-        // SAFETY: moves this thread alone, which ends with the question.
-        if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-        let mut answer = [0; 64];
-        let length = stream.read(&mut answer)?;
-        Ok(answer[..length].starts_with(b"HTTP/1.1 204"))
-    };
-    std::thread::spawn(ask).join().unwrap().unwrap_or(false)
-}
-
-fn new_network() -> OwnedFd {
-    // SAFETY: gives this thread alone, which ends after this, another network.
-    let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-    assert_eq!(unshared, 0, "needs root");
-    // SAFETY: an ordinary socket and a zeroed request that names the loopback interface.
-    unsafe {
-        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
-        let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[0] = b'l' as libc::c_char;
-        request.ifr_name[1] = b'o' as libc::c_char;
-        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-        assert_eq!(
-            libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request),
-            0
-        );
-        libc::close(socket);
-    }
-    fs::File::open("/proc/thread-self/ns/net").unwrap().into()
 }
 
 /// The host's shell and a few tools with their libraries.
@@ -300,4 +301,34 @@ fn build_root(root: &Path) {
 /// Layers as what a sandbox starts from.
 pub fn origin(layers: Vec<PathBuf>) -> Origin {
     Origin::Fresh(RootFiles { layers, disk: None })
+}
+
+/// A disk image with what is in a directory.
+fn build_disk(root: &Path, image: &Path) {
+    fs::File::create(image).unwrap().set_len(64 << 20).unwrap();
+    let made = Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-O", "^has_journal", "-d"])
+        .args([root, image])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
+/// This test's own program, as what a driver starts for one of its helpers.
+fn own_test(name: &str) -> Vec<OsString> {
+    let mut command = vec![std::env::current_exe().unwrap().into()];
+    command.extend([name, "--exact", "--nocapture", "--test-threads=1"].map(Into::into));
+    command
+}
+
+/// The kernel of microVMs: `ATOLL_TEST_KERNEL`, or the distribution's, unpacked once for all tests.
+fn kernel() -> Kernel {
+    // Examples have none.
+    let directory = option_env!("CARGO_TARGET_TMPDIR").unwrap_or("/tmp");
+    let directory = Path::new(directory).join("guest-kernel");
+    fs::create_dir_all(&directory).unwrap();
+    let lock = fs::File::create(directory.join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let given = std::env::var_os("ATOLL_TEST_KERNEL").map(PathBuf::from);
+    Kernel::find(&directory, given.as_deref(), |_| ()).unwrap()
 }
