@@ -50,6 +50,29 @@ const PROGRAM: [u8; 12] = [
     0xb9, 0x40, 0x42, 0x0f, 0, 0xff, 0xc9, 0x75, 0xfc, 0xe6, 0x10, 0xf4,
 ];
 
+/// What is to be had of KVM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kvm {
+    /// It runs code.
+    Usable,
+    /// It is there and runs none; why, in half a sentence.
+    Unusable(String),
+    /// There is no `/dev/kvm`, or nothing behind it.
+    Absent,
+}
+
+/// Looks, and runs instructions if it is there. Takes at most some 100 ms. Blocks.
+pub fn look() -> Kvm {
+    use rustix::io::Errno;
+    match rustix::fs::open("/dev/kvm", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NXIO | Errno::NODEV) => Kvm::Absent,
+        _ => match usable() {
+            Ok(()) => Kvm::Usable,
+            Err(reason) => Kvm::Unusable(reason),
+        },
+    }
+}
+
 /// Succeeds if KVM runs instructions here; else says why not, in half a sentence. Takes at most
 /// some 100 ms. Blocks: call it once, and remember the answer.
 pub fn usable() -> Result<(), String> {

@@ -11,6 +11,7 @@
 //!
 //! Start reading at [`Driver`], then `container` and `qemu`.
 
+pub mod advice;
 pub mod cgroup;
 pub mod container;
 pub mod firecracker;

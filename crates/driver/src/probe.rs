@@ -3,13 +3,18 @@
 //! Each check tries the thing itself where that is harmless, and reads what the kernel says of it
 //! where it is not. Nothing is changed.
 
-use crate::{cgroup::Hierarchies, kvm};
+use crate::{
+    cgroup::Hierarchies,
+    firecracker::{OLDEST, Version},
+    kvm::{self, Kvm},
+};
 use api::finding::Finding;
 use rustix::fs::{Mode, OFlags};
 use std::{
     env, fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 /// The first kernel whose overlays take layers with mapped ids.
@@ -27,18 +32,13 @@ pub fn check() -> Vec<Finding> {
         check_cgroups(),
         check_seccomp(),
         check_memory_executables(),
-        check_kvm(),
+        judge_kvm(&kvm::look()),
+        check_qemu(),
+        check_firecracker(),
         check_program(
-            "qemu",
-            &["qemu-system-x86_64"],
-            "the `qemu` driver",
-            "qemu-system-x86",
-        ),
-        check_program(
-            "firecracker",
-            &["firecracker"],
-            "the `firecracker` driver",
-            "firecracker",
+            "mkfs.erofs",
+            "templates of microVMs are then ext4 images, which are larger",
+            "erofs-utils",
         ),
     ]
 }
@@ -207,31 +207,134 @@ fn check_memory_executables() -> Finding {
     }
 }
 
-fn check_kvm() -> Finding {
-    match kvm::usable() {
-        Ok(()) => Finding::ok("KVM", "runs 64-bit code"),
-        Err(reason) => Finding::warning(
-            "KVM",
-            reason,
-            "Enable virtualisation in the firmware, or nested virtualisation on the host; \
-             the `container` driver does without",
+/// What [`kvm::look`] found, as a finding.
+pub fn judge_kvm(kvm: &Kvm) -> Finding {
+    let remedy = "Enable virtualisation in the firmware, or nested virtualisation on the host; \
+                  `--driver qemu` translates instead, and `--driver container` does without";
+    match kvm {
+        Kvm::Usable => Finding::ok("KVM", "runs 64-bit code"),
+        Kvm::Unusable(reason) => {
+            Finding::warning("KVM", format!("present but unusable: {reason}"), remedy)
+        }
+        Kvm::Absent => Finding::warning("KVM", "absent: there is no /dev/kvm", remedy),
+    }
+}
+
+fn check_qemu() -> Finding {
+    let name = "qemu";
+    let program = "qemu-system-x86_64";
+    match find_program(program) {
+        Some(path) => match first_line(&path) {
+            Some(line) => Finding::ok(name, format!("{} ({line})", path.display())),
+            None => Finding::warning(
+                name,
+                format!("{} does not tell its version", path.display()),
+                "Install the package qemu-system-x86 again",
+            ),
+        },
+        None => check_program(
+            program,
+            "only the `qemu` driver needs it",
+            "qemu-system-x86",
         ),
     }
 }
 
-fn check_program(name: &str, programs: &[&str], needed_by: &str, package: &str) -> Finding {
-    match programs.iter().find_map(|program| find_program(program)) {
+fn check_firecracker() -> Finding {
+    let name = "firecracker";
+    let release = format!(
+        "Put `firecracker` and `jailer` of one release, {OLDEST} or newer, where programs are: \
+         https://github.com/firecracker-microvm/firecracker/releases"
+    );
+    let version = |program: &str| {
+        let path = find_program(program)?;
+        let line = first_line(&path)?;
+        line.split(' ').nth(1)?.parse::<Version>().ok()
+    };
+    match (version("firecracker"), version("jailer")) {
+        (None, _) => Finding::warning(
+            name,
+            "not installed; only the `firecracker` driver needs it",
+            release,
+        ),
+        (Some(found), _) if found < OLDEST => {
+            Finding::warning(name, format!("{found} is too old"), release)
+        }
+        (Some(found), None) => {
+            Finding::warning(name, format!("{found}, without its jailer"), release)
+        }
+        (Some(found), Some(jailer)) if found != jailer => Finding::warning(
+            name,
+            format!("{found}, with the jailer of {jailer}"),
+            release,
+        ),
+        (Some(found), Some(_)) => Finding::ok(name, format!("{found}, with its jailer")),
+    }
+}
+
+/// What a program says first when it is asked for its version.
+fn first_line(program: &Path) -> Option<String> {
+    let output = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line: String = text.lines().next()?.chars().take(100).collect();
+    output.status.success().then_some(line)
+}
+
+fn check_program(name: &str, otherwise: &str, package: &str) -> Finding {
+    match find_program(name) {
         Some(path) => Finding::ok(name, path.display().to_string()),
         None => Finding::warning(
             name,
-            format!("not installed; only {needed_by} needs it"),
-            format!("Install {package} if you want {needed_by}"),
+            format!("not installed; {otherwise}"),
+            format!("Install the package {package}"),
         ),
     }
 }
 
+/// Whether the file system of the data directory, which need not be there yet, copies by
+/// reference. Tries it with files that have no name.
+pub fn check_data_directory(directory: &Path) -> Finding {
+    let name = "file system";
+    let place = directory.display();
+    let existing = directory.ancestors().find(|path| path.is_dir());
+    let shares = existing
+        .ok_or(rustix::io::Errno::NOENT)
+        .and_then(shares_blocks);
+    match shares {
+        Ok(true) => Finding::ok(name, format!("copies by reference at {place}")),
+        Ok(false) => Finding::warning(
+            name,
+            format!("copies part by part at {place}: forks and snapshots of disks take longer"),
+            "Put the data directory on XFS (made with reflink=1, its default) or btrfs",
+        ),
+        Err(error) => Finding::warning(
+            name,
+            format!("{place} cannot be tried: {error}"),
+            "Choose another --data-dir, or start as root",
+        ),
+    }
+}
+
+fn shares_blocks(directory: &Path) -> rustix::io::Result<bool> {
+    use rustix::io::Errno;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let unnamed = || rustix::fs::open(directory, flags, Mode::from_raw_mode(0o600));
+    let (from, to) = match (unnamed(), unnamed()) {
+        (Ok(from), Ok(to)) => (from, to),
+        (Err(Errno::OPNOTSUPP), _) => return Ok(false),
+        (Err(error), _) | (_, Err(error)) => return Err(error),
+    };
+    let written = rustix::io::write(&from, &[1; 4096])?;
+    Ok(written == 4096 && rustix::fs::ioctl_ficlone(&to, &from).is_ok())
+}
+
 /// A program on the search path, or where system programs are.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from))
@@ -258,6 +361,31 @@ mod tests {
         assert_eq!(parse_release("5.19"), Some((5, 19)));
         assert_eq!(parse_release("odd"), None);
         assert!(parse_release("5.4.0-generic") < Some(OLDEST_KERNEL));
+    }
+
+    #[test]
+    fn kvm_is_usable_unusable_or_absent() {
+        let told = |kvm| {
+            let finding = judge_kvm(&kvm);
+            (finding.status, finding.detail)
+        };
+        assert_eq!(told(Kvm::Usable).0, FindingStatus::Ok);
+        let (status, detail) = told(Kvm::Unusable("it stops".into()));
+        assert_eq!(status, FindingStatus::Warning);
+        assert_eq!(detail, "present but unusable: it stops");
+        assert!(told(Kvm::Absent).1.starts_with("absent"));
+    }
+
+    #[test]
+    fn a_file_system_is_tried_where_the_directory_is_or_will_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let finding = check_data_directory(&directory.path().join("not/yet"));
+        println!("{finding:?}");
+        assert!(finding.detail.contains("not/yet"));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let memory = check_data_directory(Path::new("/dev/shm"));
+        assert_eq!(memory.status, FindingStatus::Warning);
+        assert!(memory.detail.contains("part by part"), "{memory:?}");
     }
 
     #[test]

@@ -236,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_says_why() {
         let answer =
-            b"HTTP/1.1 400 \r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n\
+            b"HTTP/1.1 400 \r\nContent-Type: application/json\r\nContent-Length: 32\r\n\r\n\
                        {\"fault_message\":\"no\\u001b[31m\"}";
         let (_directory, client) = peer(Some(answer));
         let refused = client.put("/entropy", &(), PATIENCE).await.unwrap_err();
