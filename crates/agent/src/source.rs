@@ -110,13 +110,18 @@ pub(crate) async fn fresh(parts: &Parts, template: &TemplateBuild) -> Result<Sou
 /// A build's state if it can be used here; none if it is to be made again.
 fn usable(parts: &Parts, lease: Lease, resources: Resources) -> Result<Option<Source>, Problem> {
     let state = lease.state();
-    if state.memory.is_some() && !fits(&state.resources, &resources) {
+    if state.memory.is_some() && state.resources != resources {
         return Err(Problem::new(
             ErrorCode::InvalidArgument,
             format!(
-                "a sandbox that starts from this state with memory has {} processors and {} of \
-                 memory, and {} and {} were asked for",
-                state.resources.vcpus, state.resources.memory, resources.vcpus, resources.memory
+                "a sandbox that starts from this state with memory has {} processors, {} of memory \
+                 and {} of disk, and {}, {} and {} were asked for",
+                state.resources.vcpus,
+                state.resources.memory,
+                state.resources.disk,
+                resources.vcpus,
+                resources.memory,
+                resources.disk
             ),
             "ask for what the snapshot or the template's build says",
         ));
@@ -148,8 +153,4 @@ pub(crate) fn refused(parts: &Parts, error: &driver::DriverError) -> Problem {
         ),
         "resume it where it was saved, on a host with the same processor and the same versions",
     )
-}
-
-fn fits(state: &Resources, asked: &Resources) -> bool {
-    state.vcpus == asked.vcpus && state.memory == asked.memory
 }
