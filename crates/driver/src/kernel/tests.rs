@@ -93,7 +93,7 @@ fn nonsense_is_refused() {
 fn the_archive_is_what_cpio_reads() {
     let modules = [("a.ko".to_owned(), b"content".to_vec())];
     let archive = initramfs::write(b"program", "a.ko\n", &modules);
-    assert!(archive.starts_with(b"070701") && archive.len() % 4 == 0);
+    assert!(archive.starts_with(b"070701") && archive.len().is_multiple_of(4));
     let text = String::from_utf8_lossy(&archive);
     for name in [
         "init\0",
