@@ -1,8 +1,14 @@
 //! What this machine can do for sandboxes: what the driver and the network find, and what belongs
-//! to neither. Nothing is changed.
+//! to neither. Nothing is changed but by [`fix`].
 
 use api::{Bytes, finding::Finding, finding::FindingStatus};
+use driver::{
+    advice::Advice,
+    kvm::{self, Kvm},
+    probe,
+};
 use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -12,36 +18,90 @@ use std::{
 const MEMORY_MIN: Bytes = Bytes::mebibytes(512);
 /// What the template `base` takes while it is built.
 const DISK_MIN: Bytes = Bytes::gibibytes(2);
-const OPEN_FILES_MIN: u64 = 4096;
 
-/// Looks at everything; takes a second at most. Needs a Tokio runtime.
-pub(crate) async fn examine(data_dir: &Path) -> Vec<Finding> {
-    let machine = tokio::task::spawn_blocking(driver::probe::check);
+/// What was found on this machine.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// What is to be had of KVM.
+    pub(crate) kvm: Kvm,
+    /// Everything, and what commands can change.
+    pub(crate) advice: Vec<Advice>,
+}
+
+impl Report {
+    /// Whether sandboxes can run.
+    pub(crate) fn able(&self) -> bool {
+        self.findings()
+            .all(|finding| finding.status != FindingStatus::Missing)
+    }
+
+    /// What was found.
+    pub(crate) fn findings(&self) -> impl Iterator<Item = &Finding> + Clone {
+        self.advice.iter().map(|advice| &advice.finding)
+    }
+}
+
+/// Looks at everything; takes some seconds at most, if the package manager is slow to answer. Needs
+/// a Tokio runtime.
+pub(crate) async fn examine(data_dir: &Path) -> Report {
+    let place = data_dir.to_owned();
+    let machine = tokio::task::spawn_blocking(move || look(&place));
     let (machine, network) = tokio::join!(machine, agent::network::check(&[]));
-    let mut findings = machine.unwrap_or_else(|error| {
-        vec![Finding::missing(
-            "machine",
-            format!("the check failed: {error}"),
-            "",
-        )]
+    let mut report = machine.unwrap_or_else(|error| Report {
+        kvm: Kvm::Absent,
+        advice: vec![Finding::missing("machine", format!("the check failed: {error}"), "").into()],
     });
-    // This version has no driver that would use them.
-    findings.retain(|finding| !matches!(&*finding.name, "qemu" | "firecracker"));
-    findings.extend(network);
+    report.advice.extend(network.into_iter().map(Advice::from));
+    report
+}
+
+/// All but the network. Blocks.
+fn look(data_dir: &Path) -> Report {
+    let kvm = kvm::look();
+    let mut findings = probe::check(&kvm);
     findings.extend([
+        driver::kernel::check(data_dir, None),
         judge_builder(find_program("mmdebstrap").as_deref()),
         judge_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         judge_disk(data_dir, free_space(data_dir)),
-        judge_open_files(getrlimit(Resource::Nofile).maximum),
+        probe::check_data_directory(data_dir),
     ]);
-    findings
+    let mut advice: Vec<Advice> = findings.into_iter().map(Advice::from).collect();
+    let open_files = getrlimit(Resource::Nofile).maximum;
+    advice.extend(driver::advice::check(Path::new("/"), open_files));
+    Report { kvm, advice }
 }
 
-/// Whether sandboxes can run.
-pub(crate) fn can_run(findings: &[Finding]) -> bool {
-    findings
+/// Something that a command changed, or would.
+#[derive(Debug, Serialize)]
+pub(crate) struct Change {
+    /// The finding's name.
+    pub(crate) name: String,
+    /// The commands.
+    pub(crate) commands: Vec<String>,
+    /// Whether they were run and agreed.
+    pub(crate) done: bool,
+    /// Why not, if one failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+}
+
+/// Changes what commands can change below `root`, or with `dry` only says what they would be.
+/// Blocks.
+pub(crate) fn fix(advice: &[Advice], root: &Path, dry: bool) -> Vec<Change> {
+    advice
         .iter()
-        .all(|finding| finding.status != FindingStatus::Missing)
+        .filter_map(|advice| Some((&advice.finding, advice.fix.as_ref()?)))
+        .map(|(finding, fix)| {
+            let tried = (!dry).then(|| fix.apply(root));
+            Change {
+                name: finding.name.clone(),
+                commands: fix.steps.iter().map(ToString::to_string).collect(),
+                done: matches!(tried, Some(Ok(()))),
+                error: tried.and_then(Result::err).map(|error| error.to_string()),
+            }
+        })
+        .collect()
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
@@ -105,20 +165,6 @@ fn free_space(data_dir: &Path) -> Option<u64> {
     facts.f_bavail.checked_mul(facts.f_frsize)
 }
 
-fn judge_open_files(most: Option<u64>) -> Finding {
-    match most {
-        None => Finding::ok("open files", "without limit"),
-        Some(most) if most >= OPEN_FILES_MIN => {
-            Finding::ok("open files", format!("at most {most}"))
-        }
-        Some(most) => Finding::warning(
-            "open files",
-            format!("at most {most}; each sandbox takes several"),
-            "raise the hard limit: ulimit -Hn 1048576, or LimitNOFILE= in the unit",
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,8 +192,27 @@ mod tests {
         check(judge_disk(Path::new("/x"), Some(1)), Warning);
         check(judge_disk(Path::new("/x"), None), Warning);
         check(judge_disk(Path::new("/x"), Some(1 << 40)), Ok);
-        check(judge_open_files(Some(1024)), Warning);
-        check(judge_open_files(Some(1 << 20)), Ok);
-        check(judge_open_files(None), Ok);
+    }
+
+    #[test]
+    fn a_fix_is_shown_or_done_and_says_what_it_did() {
+        let root = tempfile::tempdir().unwrap();
+        let ksm = root.path().join("sys/kernel/mm/ksm");
+        fs::create_dir_all(&ksm).unwrap();
+        fs::write(ksm.join("run"), "1\n").unwrap();
+        let advice = driver::advice::check(root.path(), None);
+        let shown = fix(&advice, root.path(), true);
+        assert_eq!(shown.len(), 1);
+        assert_eq!((&*shown[0].name, shown[0].done), ("KSM", false));
+        assert!(shown[0].commands[0].ends_with("> /sys/kernel/mm/ksm/run"));
+        assert_eq!(fs::read_to_string(ksm.join("run")).unwrap(), "1\n");
+        let done = fix(&advice, root.path(), false);
+        assert!(done[0].done && done[0].error.is_none());
+        assert_eq!(fs::read_to_string(ksm.join("run")).unwrap(), "2");
+        // What cannot be done is said, and does not end the rest.
+        fs::remove_dir_all(root.path().join("sys")).unwrap();
+        fs::write(root.path().join("sys"), "").unwrap();
+        let failed = fix(&advice, root.path(), false);
+        assert!(!failed[0].done && failed[0].error.is_some());
     }
 }

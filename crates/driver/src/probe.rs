@@ -6,7 +6,7 @@
 use crate::{
     cgroup::Hierarchies,
     firecracker::{OLDEST, Version},
-    kvm::{self, Kvm},
+    kvm::Kvm,
 };
 use api::finding::Finding;
 use rustix::fs::{Mode, OFlags};
@@ -20,8 +20,8 @@ use std::{
 /// The first kernel whose overlays take layers with mapped ids.
 const OLDEST_KERNEL: (u32, u32) = (5, 19);
 
-/// Looks at everything. Blocks, for some 100 ms at most.
-pub fn check() -> Vec<Finding> {
+/// Looks at everything but KVM, which was looked at before. Blocks, for some 100 ms at most.
+pub fn check(kvm: &Kvm) -> Vec<Finding> {
     vec![
         check_root(),
         check_kernel(),
@@ -32,7 +32,7 @@ pub fn check() -> Vec<Finding> {
         check_cgroups(),
         check_seccomp(),
         check_memory_executables(),
-        judge_kvm(&kvm::look()),
+        judge_kvm(kvm),
         check_qemu(),
         check_firecracker(),
         check_program(
@@ -353,6 +353,7 @@ fn open(path: &str) -> rustix::io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kvm;
     use api::finding::FindingStatus;
 
     #[test]
@@ -390,7 +391,7 @@ mod tests {
 
     #[test]
     fn whatever_is_not_well_has_a_remedy() {
-        for finding in check() {
+        for finding in check(&kvm::look()) {
             println!("{finding:?}");
             assert_eq!(
                 finding.remedy.is_empty(),

@@ -3,7 +3,7 @@
 //! The options and the life of the program are here; [`server`] puts the rooms together.
 
 mod announce;
-mod driver;
+pub(crate) mod driver;
 mod limits;
 mod log;
 mod open;
