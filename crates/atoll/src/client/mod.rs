@@ -1,6 +1,6 @@
 //! The client of Atoll's public API, used by every command but `up` and `doctor`.
 //!
-//! It speaks only what any other client could speak: the REST API ([`sandboxes`], [`templates`])
+//! It speaks only what any other client could speak: the REST API ([`sandboxes`], [`states`], [`templates`])
 //! and the guest's protocol ([`guest`], [`process`], [`files`]) through the gateway.
 
 pub(crate) mod connect;
@@ -9,6 +9,7 @@ pub(crate) mod files;
 pub(crate) mod guest;
 pub(crate) mod process;
 pub(crate) mod sandboxes;
+pub(crate) mod states;
 pub(crate) mod templates;
 
 use crate::failure::Failure;
@@ -115,9 +116,22 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
+        self.post_patiently(path, body, REQUEST_DEADLINE).await
+    }
+
+    /// The same for what takes longer.
+    ///
+    /// # Errors
+    /// [`api::Problem`] when it is refused.
+    pub(crate) async fn post_patiently<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        deadline: Duration,
+    ) -> anyhow::Result<T> {
         let request = self
             .request(Method::POST, path)
-            .timeout(REQUEST_DEADLINE)
+            .timeout(deadline)
             .json(body);
         read(self.send(request).await?).await
     }
@@ -127,9 +141,22 @@ impl Client {
     /// # Errors
     /// [`api::Problem`] when it is refused.
     pub(crate) async fn tell(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
+        self.tell_patiently(path, body, REQUEST_DEADLINE).await
+    }
+
+    /// The same for what takes longer.
+    ///
+    /// # Errors
+    /// [`api::Problem`] when it is refused.
+    pub(crate) async fn tell_patiently(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        deadline: Duration,
+    ) -> anyhow::Result<()> {
         let request = self
             .request(Method::POST, path)
-            .timeout(REQUEST_DEADLINE)
+            .timeout(deadline)
             .json(body);
         self.send(request).await.map(drop)
     }

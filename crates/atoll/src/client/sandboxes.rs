@@ -9,7 +9,7 @@ use api::{
     SandboxId, Secret,
     rest::{
         log::{LogEntry, LogsV2},
-        sandbox::{ListedSandbox, NewSandbox, TimeoutRequest},
+        sandbox::{Lifecycle, ListedSandbox, ListedState, NewSandbox, TimeoutRequest},
     },
 };
 use jiff::Timestamp;
@@ -22,6 +22,16 @@ pub(crate) struct Opened {
     #[serde(rename = "sandboxID")]
     pub(crate) id: SandboxId,
     pub(crate) envd_access_token: Option<Secret>,
+    state: Option<ListedState>,
+    lifecycle: Option<Lifecycle>,
+}
+
+impl Opened {
+    /// Whether it is paused and the traffic for it does not wake it.
+    fn sleeps(&self) -> bool {
+        let wakes = self.lifecycle.as_ref().is_some_and(|life| life.auto_resume);
+        self.state == Some(ListedState::Paused) && !wakes
+    }
 }
 
 /// The most pages that a list is followed for.
@@ -77,9 +87,18 @@ impl Client {
     /// What opens the sandbox's guest.
     ///
     /// # Errors
-    /// [`api::Problem`] when the sandbox does not run.
+    /// [`api::Problem`] when there is no such sandbox; a [`Failure`] when it is paused and what is
+    /// sent to it does not wake it.
     pub(crate) async fn open(&self, id: &SandboxId) -> anyhow::Result<Opened> {
-        self.get(&format!("/sandboxes/{id}")).await
+        let opened: Opened = self.get(&format!("/sandboxes/{id}")).await?;
+        if opened.sleeps() {
+            return Err(Failure::new(
+                format!("sandbox {id} is paused"),
+                format!("bring it back with `atoll resume {id}`"),
+            )
+            .into());
+        }
+        Ok(opened)
     }
 
     /// Sets how long the sandbox still lives, counted from now.

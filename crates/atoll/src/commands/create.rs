@@ -5,7 +5,10 @@ use crate::{
     commands::{parse_pair, parse_seconds, parse_variable},
     style,
 };
-use api::{Bytes, rest::sandbox::NewSandbox};
+use api::{
+    Bytes,
+    rest::sandbox::{AutoResume, NewSandbox},
+};
 
 /// What a new sandbox is like.
 #[derive(Debug, clap::Args)]
@@ -55,6 +58,7 @@ const EXAMPLES: &str = "\
 Examples:
   atoll create base
   atoll create base --timeout 1h -m owner=ann -e DEBUG=1
+  atoll create base --timeout 10m --auto-pause --auto-resume
   id=$(atoll create base) && atoll exec $id -- uname -a";
 
 /// Create a sandbox and print its id
@@ -72,6 +76,14 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     shape: Shape,
 
+    /// Pause it when its time is up, instead of ending it
+    #[arg(long)]
+    auto_pause: bool,
+
+    /// Wake it by the next request for it, once it is paused
+    #[arg(long, requires = "auto_pause")]
+    auto_resume: bool,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -83,9 +95,15 @@ pub(crate) struct Arguments {
 /// Does it.
 pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     let client = arguments.connection.open()?;
-    let request = arguments
-        .shape
-        .request(&arguments.template, arguments.timeout);
+    let request = NewSandbox {
+        auto_pause: arguments.auto_pause.then_some(true),
+        auto_resume: arguments
+            .auto_resume
+            .then_some(AutoResume { enabled: true }),
+        ..arguments
+            .shape
+            .request(&arguments.template, arguments.timeout)
+    };
     let sandbox = client.create(&request).await?;
     if arguments.json {
         style::print_json(&serde_json::json!({

@@ -14,7 +14,7 @@ Examples:
   atoll ls -m owner=ann
   atoll ls --quiet | xargs atoll rm";
 
-/// List the sandboxes
+/// List the sandboxes, those that are paused too
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -61,9 +61,18 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         "SANDBOX", "TEMPLATE", "STATE", "CPUS", "MEMORY", "AGE", "ENDS IN", "LABELS",
     ]);
     for sandbox in sandboxes {
-        let state = match sandbox.state {
-            ListedState::Running => "running",
-            ListedState::Paused => "paused",
+        let paused = sandbox.state == ListedState::Paused;
+        let state = match sandbox.pause_mode.as_deref() {
+            _ if !paused => "running",
+            Some("filesystem") => "paused (disk)",
+            _ => "paused",
+        };
+        // Its time does not count while it is paused.
+        let left = sandbox.end_at.as_second() - now;
+        let ends_in = if paused {
+            "-".to_owned()
+        } else {
+            style::span(left)
         };
         let labels: Vec<String> = sandbox
             .metadata
@@ -77,7 +86,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
             sandbox.cpu_count.to_string(),
             api::Bytes::mebibytes(sandbox.memory_mb).to_string(),
             style::span(now - sandbox.started_at.as_second()),
-            style::span(sandbox.end_at.as_second() - now),
+            ends_in,
             labels.join(" "),
         ]);
     }

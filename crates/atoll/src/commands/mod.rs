@@ -5,13 +5,18 @@ mod copy;
 mod create;
 mod doctor;
 mod exec;
+mod fork;
+mod gc;
 mod key;
 mod list;
 mod logs;
 mod manual;
 mod node;
+mod pause;
 mod remove;
+mod resume;
 mod run;
+mod snapshot;
 mod template;
 mod version;
 
@@ -25,6 +30,8 @@ Examples:
   atoll run base -- python3 -c 'print(1)'   run a command in a new sandbox
   atoll run base -t                         a shell in a new sandbox
   atoll template build web docker://nginx   make a template from an image
+  atoll pause i0ab && atoll resume i0ab     keep a sandbox for later
+  atoll fork i0ab --count 5                 five copies of a sandbox that runs
 
 Exit status:
   0    done
@@ -62,10 +69,15 @@ pub(crate) enum Command {
     Logs(logs::Arguments),
     #[command(visible_alias = "kill")]
     Rm(remove::Arguments),
+    Pause(pause::Arguments),
+    Resume(resume::Arguments),
+    Fork(fork::Arguments),
+    Snapshot(snapshot::Arguments),
     Template(template::Arguments),
     Doctor(doctor::Arguments),
     Key(key::Arguments),
     Node(node::Arguments),
+    Gc(gc::Arguments),
     Completions(completions::Arguments),
     #[command(hide = true)]
     Man(manual::Arguments),
@@ -92,6 +104,11 @@ impl Command {
             Self::Cp(arguments) => copy::execute(arguments).await,
             Self::Logs(arguments) => logs::execute(arguments).await,
             Self::Rm(arguments) => remove::execute(arguments).await,
+            Self::Pause(arguments) => pause::execute(arguments).await,
+            Self::Resume(arguments) => resume::execute(arguments).await,
+            Self::Fork(arguments) => fork::execute(arguments).await,
+            Self::Snapshot(arguments) => snapshot::execute(arguments).await,
+            Self::Gc(arguments) => gc::execute(arguments).await,
             Self::Template(arguments) => template::execute(arguments).await,
             Self::Doctor(arguments) => doctor::execute(arguments).await,
             Self::Key(arguments) => key::execute(arguments).await,

@@ -41,6 +41,7 @@ Examples:
   atoll template build web docker://docker.io/library/nginx:1.27 --start 'nginx -g \"daemon off;\"'
   atoll template build tools debian:bookworm+git,make,gcc --memory 1GiB
   atoll template build mine dir:./rootfs -e MODE=production
+  atoll template build api dir:./app --start ./serve --ready-command 'curl -sf localhost:8080'
 
 A source that was built before is not built again. An interrupted build goes on where it was when
 it is started again.";
@@ -119,11 +120,15 @@ struct Build {
     disk: Option<Bytes>,
 
     /// Command that is started in every sandbox
-    #[arg(long = "start", value_name = "COMMAND")]
+    #[arg(long = "start", alias = "start-command", value_name = "COMMAND")]
     start_command: Option<String>,
 
     /// Command that is tried after it until it succeeds: the template is ready then
-    #[arg(long = "ready", value_name = "COMMAND")]
+    #[arg(
+        long = "ready",
+        visible_alias = "ready-command",
+        value_name = "COMMAND"
+    )]
     ready_command: Option<String>,
 
     /// Set a variable for every process; KEY alone takes the value from here
