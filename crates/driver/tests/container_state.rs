@@ -148,7 +148,11 @@ async fn a_disk_is_saved_while_its_sandbox_goes_on() {
     let disk = saved.join("disk.img");
     let about = fs::metadata(&disk).unwrap();
     assert_eq!(about.len(), 64 << 20);
-    assert!(about.blocks() * 512 < 4 << 20, "it is sparse: {}", about.blocks());
+    assert!(
+        about.blocks() * 512 < 4 << 20,
+        "it is sparse: {}",
+        about.blocks()
+    );
     goes_on(&*machine).await;
     fs::write(inside(&*machine, "/kept"), "two\n").unwrap();
 
@@ -160,9 +164,16 @@ async fn a_disk_is_saved_while_its_sandbox_goes_on() {
     for round in 0..3 {
         let begin = Instant::now();
         let child = world.resume(&driver, &state, true).await;
-        println!("started from it in {:?}: {:?}", begin.elapsed(), child.phases());
+        println!(
+            "started from it in {:?}: {:?}",
+            begin.elapsed(),
+            child.phases()
+        );
         assert!(is_healthy(&*child));
-        assert_eq!(fs::read_to_string(inside(&*child, "/kept")).unwrap(), "one\n");
+        assert_eq!(
+            fs::read_to_string(inside(&*child, "/kept")).unwrap(),
+            "one\n"
+        );
         assert_eq!(count(&*child), 0, "the process is not there");
         fs::write(inside(&*child, "/kept"), format!("{round}\n")).unwrap();
         let names = fs::read_to_string(inside(&*child, "/etc/hostname")).unwrap();
@@ -222,7 +233,14 @@ fn check_file_system(state: &SavedState) {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&checked.stdout);
-    let wrong = ["Duplicate", "multiply-claimed", "invalid", "Illegal", "corrupt", "checksum"];
+    let wrong = [
+        "Duplicate",
+        "multiply-claimed",
+        "invalid",
+        "Illegal",
+        "corrupt",
+        "checksum",
+    ];
     for word in wrong {
         assert!(!text.contains(word), "{text}");
     }
@@ -233,7 +251,9 @@ async fn a_frozen_or_adopted_sandbox_can_be_saved() {
     let world = World::new();
     let record = {
         let driver = world.container();
-        let machine = world.start(&driver, &format!("echo one > /kept; {COUNTER}")).await;
+        let machine = world
+            .start(&driver, &format!("echo one > /kept; {COUNTER}"))
+            .await;
         written(&*machine, "/kept").await;
         machine.freeze().await.unwrap();
         let saved = world.directory.path().join("frozen");
@@ -250,7 +270,10 @@ async fn a_frozen_or_adopted_sandbox_can_be_saved() {
     for name in ["frozen", "adopted"] {
         let state = SavedState::load(&world.directory.path().join(name)).unwrap();
         let machine = world.resume(&driver, &Arc::new(state), true).await;
-        assert_eq!(fs::read_to_string(inside(&*machine, "/kept")).unwrap(), "one\n");
+        assert_eq!(
+            fs::read_to_string(inside(&*machine, "/kept")).unwrap(),
+            "one\n"
+        );
         machine.destroy().await.unwrap();
     }
     driver.shutdown().await;
@@ -302,7 +325,10 @@ async fn what_cannot_be_saved_or_started_is_refused_in_words() {
     let nowhere = world.directory.path().join("absent/saved");
     assert!(machine.save(&nowhere, STAYS).await.is_err());
     fs::create_dir(&saved).unwrap();
-    assert!(machine.save(&saved, STAYS).await.is_err(), "it is there already");
+    assert!(
+        machine.save(&saved, STAYS).await.is_err(),
+        "it is there already"
+    );
     fs::remove_dir(&saved).unwrap();
     goes_on(&*machine).await;
 
@@ -346,9 +372,16 @@ async fn names_are_written_through_no_link() {
     let machine = world.resume(&driver, &state, true).await;
     let etc = inside(&*machine, "/etc");
     assert_eq!(fs::read_to_string(&target).unwrap(), "untouched");
-    assert_eq!(fs::read_to_string(etc.join("hostname")).unwrap(), "sandbox-of-test\n");
+    assert_eq!(
+        fs::read_to_string(etc.join("hostname")).unwrap(),
+        "sandbox-of-test\n"
+    );
     assert!(etc.join("hosts").is_dir());
-    assert!(fs::read_to_string(etc.join("resolv.conf")).unwrap().contains("192.0.2.53"));
+    assert!(
+        fs::read_to_string(etc.join("resolv.conf"))
+            .unwrap()
+            .contains("192.0.2.53")
+    );
     machine.destroy().await.unwrap();
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);

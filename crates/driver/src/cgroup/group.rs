@@ -19,13 +19,31 @@ const PERIOD: u64 = 100_000;
 /// How long an end to all processes may take.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Limits on reading and writing the writable layer, in bytes per second.
+/// Limits on reading a block device, and the same again on writing it.
+///
+/// They bound what goes to the device, not what stays in the page cache. With control groups of
+/// version 2 that is all of it: the kernel knows whose pages it writes back. With version 1 it is
+/// what processes read from the device and what they write past the page cache (`O_DIRECT`). Pages
+/// that the kernel writes back later are nobody's there, and are written back without bound; an
+/// `fsync` or `O_SYNC` does not change that, because a container's overlay is volatile and ignores
+/// both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IoLimits {
-    /// Reading.
-    pub read: u64,
-    /// Writing.
-    pub write: u64,
+    /// Bytes per second.
+    pub bytes: u64,
+    /// Operations per second.
+    pub operations: u32,
+}
+
+impl Default for IoLimits {
+    /// Far more than most programs ask for, and a fraction of what one solid-state disk gives, so
+    /// that one sandbox alone does not keep it from the others.
+    fn default() -> Self {
+        Self {
+            bytes: 256 << 20,
+            operations: 10_000,
+        }
+    }
 }
 
 /// What a group may use.
@@ -103,7 +121,7 @@ impl Group {
         }
     }
 
-    fn directories(&self) -> impl Iterator<Item = &PathBuf> {
+    pub(super) fn directories(&self) -> impl Iterator<Item = &PathBuf> {
         self.unified
             .iter()
             .chain(self.legacy.iter().map(|(path, _)| path))
@@ -125,7 +143,7 @@ impl Group {
     }
 
     /// The directory of a controller of version 1, if that is where it is.
-    fn legacy_of(&self, controller: &str) -> Option<&Path> {
+    pub(super) fn legacy_of(&self, controller: &str) -> Option<&Path> {
         self.legacy
             .iter()
             .find(|(_, controllers)| controllers.iter().any(|have| have == controller))
@@ -161,30 +179,28 @@ impl Group {
         Ok(())
     }
 
-    /// Limits reading and writing of a block device, `7:3` for example. Where the controller is
-    /// absent this is an error.
+    /// Limits reading and writing of a block device, `7:3` for example. Where the machine has no
+    /// controller for it this is an error of the kind `Unsupported`.
     pub fn limit_io(&self, device: &str, limits: &IoLimits) -> io::Result<()> {
-        match (self.legacy_of("blkio"), &self.unified) {
-            (Some(directory), _) => {
-                let (read, writing) = (limits.read, limits.write);
-                write(
-                    directory,
-                    "blkio.throttle.read_bps_device",
-                    format_args!("{device} {read}"),
-                )?;
-                write(
-                    directory,
-                    "blkio.throttle.write_bps_device",
-                    format_args!("{device} {writing}"),
-                )
+        let IoLimits { bytes, operations } = *limits;
+        if let Some(directory) = self.legacy_of("blkio") {
+            for (name, value) in [
+                ("read_bps", bytes),
+                ("write_bps", bytes),
+                ("read_iops", operations.into()),
+                ("write_iops", operations.into()),
+            ] {
+                let file = format!("blkio.throttle.{name}_device");
+                write(directory, &file, format_args!("{device} {value}")).map_err(unsupported)?;
             }
-            (None, Some(directory)) => write(
-                directory,
-                "io.max",
-                format_args!("{device} rbps={} wbps={}", limits.read, limits.write),
-            ),
-            (None, None) => Err(io::ErrorKind::Unsupported.into()),
+            return Ok(());
         }
+        let Some(directory) = &self.unified else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let limits =
+            format!("{device} rbps={bytes} wbps={bytes} riops={operations} wiops={operations}");
+        write(directory, "io.max", limits).map_err(unsupported)
     }
 
     /// What it uses; [`Usage::disk`] is not known here.
@@ -251,7 +267,7 @@ impl Group {
         Ok(members)
     }
 
-    /// Ends all its processes and waits until they are gone.
+    /// Ends all its processes, frozen or not, and waits until they are gone.
     pub fn kill_all(&self) -> io::Result<()> {
         if let Some(directory) = &self.unified {
             // Since Linux 5.14; the loop below does the same, only slower.
@@ -276,6 +292,7 @@ impl Group {
             for process in &processes {
                 let _ = pidfd_send_signal(process, Signal::KILL);
             }
+            self.release_killed();
             for process in &processes {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
@@ -348,11 +365,19 @@ fn delegate(directory: &Path, controllers: &[String]) -> io::Result<()> {
     Ok(())
 }
 
-fn is_gone(error: &io::Error) -> bool {
+/// A file that is not there is a controller that is not.
+fn unsupported(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::Unsupported, error),
+        _ => error,
+    }
+}
+
+pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
-fn write(directory: &Path, name: &str, value: impl std::fmt::Display) -> io::Result<()> {
+pub(super) fn write(directory: &Path, name: &str, value: impl std::fmt::Display) -> io::Result<()> {
     let path = directory.join(name);
     fs::OpenOptions::new()
         .write(true)
@@ -368,7 +393,7 @@ fn write_optional(directory: &Path, name: &str, value: impl std::fmt::Display) -
     }
 }
 
-fn read(directory: &Path, name: &str) -> io::Result<String> {
+pub(super) fn read(directory: &Path, name: &str) -> io::Result<String> {
     fs::read_to_string(directory.join(name))
 }
 
@@ -380,7 +405,7 @@ fn read_number(directory: &Path, name: &str) -> io::Result<u64> {
 }
 
 /// The value of a line `name value`; 0 if there is none.
-fn field(text: &str, name: &str) -> u64 {
+pub(super) fn field(text: &str, name: &str) -> u64 {
     text.lines()
         .filter_map(|line| line.split_once(' '))
         .find(|(key, _)| *key == name)

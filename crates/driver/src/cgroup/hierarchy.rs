@@ -1,6 +1,6 @@
 //! Which hierarchies this machine has.
 
-use super::{CONTROLLERS, NEEDED};
+use super::{CONTROLLERS, FREEZER, NEEDED};
 use api::boot::CgroupView;
 use std::{
     fs, io,
@@ -64,7 +64,7 @@ impl Hierarchies {
 
     /// From the text of a mount table (`proc_pid_mountinfo(5)`); `controllers` reads those of
     /// version 2.
-    fn parse(mounts: &str, controllers: impl Fn(&Path) -> io::Result<String>) -> Self {
+    pub(super) fn parse(mounts: &str, controllers: impl Fn(&Path) -> io::Result<String>) -> Self {
         let mut found = Self::default();
         for line in mounts.lines() {
             let Some((before, after)) = line.split_once(" - ") else {
@@ -91,7 +91,7 @@ impl Hierarchies {
                         .collect();
                     let of_use = controllers
                         .iter()
-                        .any(|have| CONTROLLERS.contains(&&**have));
+                        .any(|have| CONTROLLERS.contains(&&**have) || have == FREEZER);
                     if of_use
                         && found
                             .legacy
@@ -103,6 +103,14 @@ impl Hierarchies {
                 }
                 _ => {}
             }
+        }
+        // Joining a hierarchy costs, so none is joined for what version 2 does.
+        if found.unified.is_some() {
+            let only_freezes = |legacy: &Legacy| {
+                let mut of_use = legacy.controllers.iter();
+                !of_use.any(|have| CONTROLLERS.contains(&&**have))
+            };
+            found.legacy.retain(|legacy| !only_freezes(legacy));
         }
         found
     }
@@ -207,6 +215,13 @@ mod tests {
             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let found = check(mounts, "", "version 1, beside an empty version 2", &[]);
         assert_eq!(found.legacy.len(), 4);
+        // Without version 2, the freezer of version 1 is of use.
+        let alone: Vec<&str> = mounts
+            .lines()
+            .filter(|line| !line.contains("cgroup2"))
+            .collect();
+        let found = check(&alone.join("\n"), "", "version 1", &[]);
+        assert_eq!(found.legacy.len(), 5);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!
 //! Start reading at [`Group`].
 
+mod freezer;
 mod group;
 mod hierarchy;
 
@@ -15,6 +16,11 @@ pub use hierarchy::{Hierarchies, Legacy, Unified};
 
 /// Controllers that are used if they are there.
 const CONTROLLERS: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "blkio"];
+
+/// The controller of version 1 that stops processes where they stand. Version 2 can without one,
+/// even where it has no controllers, and better (its frozen processes can be killed); so this is
+/// used only where version 2 is not mounted.
+const FREEZER: &str = "freezer";
 
 /// Controllers without which no sandbox is started, as version 2 names them.
 pub const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];

@@ -5,15 +5,17 @@ use super::{
     keeper::IDS,
     machine::{Cell, ContainerMachine},
     prepared::PreparedCell,
+    privileges::{Answers, SetUserId},
     process,
     protocol::{Answer, Prepare, Request},
+    save::{self, DISK},
 };
 use crate::{
     Capabilities, Driver, DriverError, DriverKind, Machine, MachineRecord, NetworkSlot, Plan,
-    Prepared,
+    Prepared, SavedState, cannot,
     cgroup::{Group, Hierarchies, IoLimits, Limits},
     doing,
-    layer::{Layer, Layers},
+    layer::{self, Layer, Layers},
     phases::Stopwatch,
 };
 use api::{Bytes, Resources, boot::CellSetup};
@@ -24,7 +26,10 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::watch;
@@ -59,10 +64,11 @@ pub struct ContainerOptions {
     pub disk: Bytes,
     /// The most processes and threads of one sandbox.
     pub processes: u32,
-    /// Limits on disk traffic of each sandbox.
+    /// Limits on what each sandbox reads and writes of its layer; none for no limit. Where the
+    /// machine's control groups cannot hold them, there are none, and the log says so.
     pub io: Option<IoLimits>,
-    /// Whether set-user-id programs such as sudo must not gain privileges.
-    pub no_new_privileges: bool,
+    /// Whether set-user-id programs such as sudo gain privileges.
+    pub set_user_id: SetUserId,
 }
 
 impl ContainerOptions {
@@ -75,8 +81,8 @@ impl ContainerOptions {
             first_id: None,
             disk: Resources::default().disk,
             processes: 2048,
-            io: None,
-            no_new_privileges: false,
+            io: Some(IoLimits::default()),
+            set_user_id: SetUserId::default(),
         }
     }
 }
@@ -93,6 +99,9 @@ pub(super) struct Inner {
     pub(super) options: ContainerOptions,
     pub(super) hierarchies: Hierarchies,
     pub(super) layers: Layers,
+    pub(super) privileges: Answers,
+    /// Set once the machine turned out to have no control groups that limit disk traffic.
+    unlimited: AtomicBool,
     first_id: u32,
     launch: Launch,
     connection: tokio::sync::Mutex<Option<Arc<Connection>>>,
@@ -149,6 +158,8 @@ impl Container {
                     directory: run,
                 },
                 layers: Layers::open(layers)?,
+                privileges: Answers::default(),
+                unlimited: AtomicBool::new(false),
                 options,
                 hierarchies,
                 first_id,
@@ -231,9 +242,7 @@ impl Inner {
         let layer = self.layers.create(slot, self.options.disk)?;
         let furnish = || -> io::Result<Furniture> {
             let group = self.make_group(slot)?;
-            if let Some(io) = &self.options.io {
-                group.limit_io(&layer.device(), io)?;
-            }
+            self.limit_io(&group, &layer)?;
             let unified = group.unified().map(open_directory).transpose()?;
             let legacy: io::Result<Vec<_>> = group
                 .legacy()
@@ -260,6 +269,33 @@ impl Inner {
         }
     }
 
+    /// Limits what a group may read and write of a layer.
+    pub(super) fn limit_io(&self, group: &Group, layer: &Layer) -> io::Result<()> {
+        let Some(limits) = &self.options.io else {
+            return Ok(());
+        };
+        match group.limit_io(&layer.device(), limits) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                if !self.unlimited.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("disk traffic of sandboxes is not limited: {error}");
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Shuts a slot's layer if it is at the same time the disk of a saved state: what its processes
+    /// do while they are killed must not reach it. Blocks.
+    pub(super) fn shut_shared(&self, slot: u32) -> Result<(), DriverError> {
+        if self.layers.is_shared(slot)
+            && let Some(layer) = self.layers.reopen(slot)?
+        {
+            layer.release();
+        }
+        Ok(())
+    }
+
     /// A fresh control group, even if an earlier sandbox of the slot left one with processes.
     fn make_group(&self, slot: u32) -> io::Result<Group> {
         let create = || Group::create(&self.hierarchies, &self.options.instance, slot);
@@ -274,6 +310,7 @@ impl Inner {
         let group = Group::of(&self.hierarchies, &self.options.instance, slot);
         let existed = group.exists();
         if existed {
+            self.shut_shared(slot)?;
             group
                 .kill_all()
                 .map_err(doing(format!("end what is left in slot {slot}")))?;
@@ -407,6 +444,19 @@ impl Driver for Container {
         }
     }
 
+    fn check(&self, state: &SavedState) -> Result<(), DriverError> {
+        if state.memory.is_some() {
+            return Err(cannot("resume a state with memory", "qemu or firecracker"));
+        }
+        match layer::complaint(&state.directory.join(DISK)) {
+            None => Ok(()),
+            Some(cause) => Err(DriverError::Unsupported {
+                cause,
+                remedy: "Start from another state, or from the template".into(),
+            }),
+        }
+    }
+
     async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError> {
         let found = process::find(record.pid, record.start_time)
             .map_err(doing(format!("look for process {}", record.pid)))?;
@@ -422,6 +472,8 @@ impl Driver for Container {
             process,
             Some(connection),
         )?;
+        save::recover(&self.inner, &cell.group, record.slot)
+            .map_err(doing(format!("let slot {} go on", record.slot)))?;
         Ok(Some(Box::new(ContainerMachine::new(
             cell,
             Stopwatch::start(),

@@ -4,21 +4,23 @@ use super::{
     connection::Connection,
     driver::{Inner, blocking, remove_group},
     protocol::{Answer, Request, Status},
+    save,
 };
 use crate::{
-    DriverError, Exit, Machine, MachineRecord, Phases, Usage, cgroup::Group, doing, layer,
-    layer::Layer, phases::Stopwatch,
+    DriverError, Exit, Machine, MachineRecord, Phases, SaveOptions, SavedState, Usage,
+    cgroup::Group, doing, layer, layer::Layer, phases::Stopwatch,
 };
 use rustix::process::{Signal, pidfd_send_signal};
 use std::{
     fs,
     os::fd::OwnedFd,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::OnceCell,
+    sync::{OnceCell, OwnedMutexGuard},
 };
 
 /// How long an end may take before it is an error.
@@ -39,8 +41,8 @@ pub(super) struct Cell {
     pub(super) connection: Option<Arc<Connection>>,
     /// None for an adopted sandbox: its mounts are its own.
     pub(super) layer: Mutex<Option<Layer>>,
-    /// True once nothing is left.
-    ended: tokio::sync::Mutex<bool>,
+    /// True once nothing is left. Held by whoever stops, saves or ends it.
+    ended: Arc<tokio::sync::Mutex<bool>>,
 }
 
 impl Cell {
@@ -63,8 +65,17 @@ impl Cell {
             group,
             connection,
             layer: Mutex::default(),
-            ended: tokio::sync::Mutex::new(false),
+            ended: Arc::default(),
         })
+    }
+
+    /// Waits until nobody else stops, saves or ends it; an error if nothing is left of it.
+    pub(super) async fn alone(&self) -> Result<OwnedMutexGuard<bool>, DriverError> {
+        let alone = Arc::clone(&self.ended).lock_owned().await;
+        if *alone {
+            return Err(DriverError::Guest("the sandbox has ended".into()));
+        }
+        Ok(alone)
     }
 
     /// Ends all processes, and removes what they had. May be called repeatedly.
@@ -73,8 +84,13 @@ impl Cell {
         if *ended {
             return Ok(());
         }
+        if self.inner.layers.is_shared(self.slot) {
+            let (inner, slot) = (Arc::clone(&self.inner), self.slot);
+            blocking(move || inner.shut_shared(slot)).await?;
+        }
         // The first process of a pid namespace takes all others with it, and is the last to go.
         let _ = pidfd_send_signal(self.process.get_ref(), Signal::KILL);
+        self.group.release_killed();
         if let Some(connection) = self.connection.as_ref().filter(|keeper| keeper.is_alive()) {
             let release = Request::Release { pid: self.pid };
             // If the keeper dies meanwhile, the process is seen below.
@@ -222,6 +238,32 @@ impl Machine for ContainerMachine {
         }
         .map_err(doing(format!("read what slot {} holds", cell.slot)))?;
         Ok(usage)
+    }
+
+    async fn freeze(&self) -> Result<(), DriverError> {
+        let alone = self.cell.alone().await?;
+        let (group, slot) = (self.cell.group.clone(), self.cell.slot);
+        blocking(move || {
+            let _alone = alone;
+            save::freeze(&group, slot)
+        })
+        .await
+    }
+
+    async fn thaw(&self) -> Result<(), DriverError> {
+        let _alone = self.cell.alone().await?;
+        let Cell { group, slot, .. } = &self.cell;
+        group
+            .thaw()
+            .map_err(doing(format!("let the processes of slot {slot} go on")))
+    }
+
+    async fn save(
+        &self,
+        directory: &Path,
+        options: SaveOptions,
+    ) -> Result<SavedState, DriverError> {
+        save::save(&self.cell, directory, options).await
     }
 
     async fn destroy(&self) -> Result<(), DriverError> {

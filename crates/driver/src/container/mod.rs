@@ -10,6 +10,8 @@
 //! | --- | --- |
 //! | `driver` | [`Container`]: prepare, adopt, sweep, shut down |
 //! | `prepared`, `machine` | a cell before and after it is somebody's |
+//! | `save`, `notes` | saving its disk, and what must be known for that |
+//! | `privileges` | whether set-user-id programs gain privileges |
 //! | `connection` | how this program finds, starts and asks the keeper |
 //! | `protocol`, `packet` | what they say to each other |
 //! | [`keeper`] | the process that is the parent of all cells |
@@ -22,10 +24,14 @@ mod connection;
 mod driver;
 pub mod keeper;
 mod machine;
+mod notes;
 pub(crate) mod packet;
 mod prepared;
+mod privileges;
 pub(crate) mod process;
 mod protocol;
+mod save;
 
 pub(crate) use driver::remove_group;
 pub use driver::{Container, ContainerOptions};
+pub use privileges::SetUserId;

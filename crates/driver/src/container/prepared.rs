@@ -3,11 +3,14 @@
 use super::{
     driver::{blocking, limits},
     machine::{Cell, ContainerMachine},
+    notes::Notes,
     process,
     protocol::{Answer, Request, Start},
+    save::DISK,
 };
 use crate::{
-    DriverError, Machine, NetworkSlot, Prepared, StartSpec, doing, layer::Layer, phases::Stopwatch,
+    DriverError, Machine, NetworkSlot, Origin, Prepared, StartSpec, doing, layer::Layer,
+    phases::Stopwatch,
 };
 use api::boot::CellClaim;
 use std::{
@@ -102,30 +105,46 @@ async fn start(cell: &Cell, spec: StartSpec, phases: &mut Stopwatch) -> Result<(
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     let name = host_name.clone();
-    let (layer, other_mount) = blocking(move || {
-        let prepared = layer
-            .as_ref()
-            .is_some_and(|layer| layer.size() == resources.disk);
+    let root = origin.root().clone();
+    let layers = root.layers.clone();
+    let (layer, other_mount, no_new_privileges) = blocking(move || {
+        let prepared = matches!(origin, Origin::Fresh(_))
+            && layer
+                .as_ref()
+                .is_some_and(|layer| layer.size() == resources.disk);
         let layer = match layer {
             Some(layer) if prepared => layer,
             other => {
                 if let Some(layer) = other {
                     layer.release();
                 }
-                inner.layers.create(slot, resources.disk)?
+                match &origin {
+                    Origin::Fresh(_) => inner.layers.create(slot, resources.disk)?,
+                    Origin::Saved(state) => {
+                        inner.layers.restore(slot, &state.directory.join(DISK))?
+                    }
+                }
             }
         };
         let outfit = || -> std::io::Result<_> {
+            let restored = matches!(origin, Origin::Saved(_)).then_some(&layer);
+            let no_new_privileges =
+                inner
+                    .privileges
+                    .forbids(inner.options.set_user_id, &root.layers, restored);
             layer.write_names(&name, &name_servers)?;
             group.limit(&limits(&resources, inner.options.processes))?;
-            if prepared {
-                Ok(None)
+            let mount = if prepared {
+                None
             } else {
-                layer.mount().map(Some)
-            }
+                inner.limit_io(&group, &layer)?;
+                Some(layer.mount()?)
+            };
+            Notes { root, resources }.write(&inner, slot)?;
+            Ok((mount, no_new_privileges))
         };
         match outfit() {
-            Ok(mount) => Ok::<(Layer, _), DriverError>((layer, mount)),
+            Ok((mount, forbidden)) => Ok::<(Layer, _, _), DriverError>((layer, mount, forbidden)),
             Err(error) => {
                 layer.discard();
                 Err(doing(format!("outfit slot {slot}"))(error))
@@ -139,11 +158,11 @@ async fn start(cell: &Cell, spec: StartSpec, phases: &mut Stopwatch) -> Result<(
     let claim = CellClaim {
         identity,
         host_name,
-        no_new_privileges: cell.inner.options.no_new_privileges,
+        no_new_privileges,
     };
     let request = Request::Start(Box::new(Start {
         pid: cell.pid,
-        layers: origin.root().layers.clone(),
+        layers,
         claim,
     }));
     let descriptors: Vec<_> = other_mount.iter().collect();

@@ -121,6 +121,19 @@ pub(super) fn shut_down(directory: &OwnedFd) {
     unsafe { libc::ioctl(directory.as_raw_fd(), EXT4_IOC_SHUTDOWN, &raw const flags) };
 }
 
+/// The number of the device that a file is attached to, which must still have this path.
+pub(super) fn number_of(file: &Path) -> Option<u32> {
+    let numbers = fs::read_dir("/sys/block").ok()?.filter_map(|entry| {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        name.strip_prefix("loop")?.parse::<u32>().ok()
+    });
+    let attached = |number: &u32| {
+        let shown = format!("/sys/block/loop{number}/loop/backing_file");
+        fs::read_to_string(shown).is_ok_and(|text| Path::new(text.trim_end_matches('\n')) == file)
+    };
+    { numbers }.find(attached)
+}
+
 /// Attached devices whose file is in a directory, or was before it was removed.
 pub fn attached_below(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
     let Ok(devices) = fs::read_dir("/sys/block") else {

@@ -12,12 +12,13 @@
 
 mod loop_device;
 mod pristine;
+mod saved;
 
 use crate::{DriverError, doing};
 use api::Bytes;
 use pristine::Pristine;
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{AtFlags, Mode, OFlags, ResolveFlags},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create,
@@ -35,6 +36,13 @@ use std::{
 };
 
 pub use loop_device::attached_below;
+pub(crate) use saved::{complaint, has_set_user_id};
+
+/// What may lie beside a layer: what its sandbox was made of, and the mark of one that stands still
+/// only while it is saved.
+pub(crate) const NOTES: &str = "json";
+pub(crate) const SAVING: &str = "saving";
+const BESIDE: [&str; 2] = [NOTES, SAVING];
 
 /// The writable layers of an instance. All calls block.
 #[derive(Debug)]
@@ -140,10 +148,20 @@ impl Layers {
         })
     }
 
-    /// Removes the file of a slot's layer, whether or not it is mounted somewhere. True if there
-    /// was one.
+    /// Removes the file of a slot's layer, whether or not it is mounted somewhere, and what lies
+    /// beside it. True if there was one.
     pub fn forget(&self, slot: u32) -> Result<bool, DriverError> {
+        // The image last: slots are found by it.
+        for extension in BESIDE {
+            remove(&self.beside(slot, extension))?;
+        }
         remove(&self.image(slot))
+    }
+
+    /// The path of a small file that lives as long as a slot's layer; `extension` is one of
+    /// [`BESIDE`].
+    pub(crate) fn beside(&self, slot: u32, extension: &str) -> PathBuf {
+        self.image(slot).with_extension(extension)
     }
 
     /// Slots that have a file.
@@ -204,8 +222,9 @@ impl Layer {
         }
     }
 
-    /// Writes `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`. Only while nobody but the
-    /// caller can write to the layer: its paths are trusted.
+    /// Writes `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, in place of what is there. Only
+    /// while nobody but the caller can write to the layer. What it holds need not be trusted: no
+    /// link is followed, and what cannot be written is left as it is.
     pub fn write_names(&self, host_name: &str, name_servers: &[IpAddr]) -> io::Result<()> {
         let hosts = format!(
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -215,22 +234,50 @@ impl Layer {
             .iter()
             .map(|server| format!("nameserver {server}\n"))
             .collect();
-        let etc = rustix::fs::openat(
-            &self.mount,
-            "upper/etc",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let etc = match self.open_within("upper/etc", OFlags::RDONLY | OFlags::DIRECTORY) {
+            // Who removed or replaced it wants none of this.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            other => other?,
+        };
         for (name, text) in [
             ("hostname", &format!("{host_name}\n")),
             ("hosts", &hosts),
             ("resolv.conf", &resolv),
         ] {
-            let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+            match rustix::fs::unlinkat(&etc, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
             let file = rustix::fs::openat(&etc, name, flags, Mode::from_raw_mode(0o644))?;
-            fs::File::from(file).write_all_at(text.as_bytes(), 0)?;
+            let file = fs::File::from(file);
+            file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+            file.write_all_at(text.as_bytes(), 0)?;
         }
         Ok(())
+    }
+
+    /// Opens something in it, through no link.
+    fn open_within(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        rustix::fs::openat2(
+            &self.mount,
+            path,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            within,
+        )
+    }
+
+    /// The same mount once more.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            image: self.image.clone(),
+            size: self.size,
+            mount: self.mount.try_clone()?,
+            device: self.device,
+        })
     }
 
     /// Bytes that it holds.
@@ -249,8 +296,7 @@ impl Layer {
     /// cannot use it any more.
     pub fn release(self) {
         // The mount is a handle to a path; control operations want an open directory.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        if let Ok(directory) = rustix::fs::openat(&self.mount, ".", flags, Mode::empty()) {
+        if let Ok(directory) = self.open_within(".", OFlags::RDONLY | OFlags::DIRECTORY) {
             loop_device::shut_down(&directory);
         }
     }

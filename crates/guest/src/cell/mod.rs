@@ -4,7 +4,8 @@
 //! long before anybody needs it. What follows has two halves, so that the second is short:
 //!
 //! 1. *Prepare*, away from the path of creating a sandbox: build `/dev`, `/proc` and `/sys` on a
-//!    stage of its own, let go of the host's file systems, set limits, say [`GuestEvent::Waiting`].
+//!    stage of its own, let go of the host's file systems, set limits, draw a border with Landlock,
+//!    say [`GuestEvent::Waiting`].
 //! 2. *Enter*, when the claim comes: slide under the root file system that came with it, give up
 //!    capabilities, install the system call filter. After that the process can neither mount nor
 //!    make namespaces, and serves.
@@ -16,6 +17,7 @@
 
 mod control;
 mod filesystem;
+mod landlock;
 mod privileges;
 mod seccomp;
 
@@ -83,6 +85,7 @@ fn become_sandbox(socket: &ControlSocket) -> Result<Identity, CellError> {
     let (setup, sysfs) = socket.receive_setup()?;
     filesystem::prepare(sysfs, &setup.cgroups)?;
     privileges::prepare()?;
+    landlock::enclose()?;
     let filter = seccomp::Filter::standard();
     socket.send(&GuestEvent::Waiting)?;
 

@@ -8,7 +8,10 @@ struct Scratch(Hierarchies, String, Group);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        let hierarchies = Hierarchies::find().unwrap();
+        Self::on(Hierarchies::find().unwrap(), name)
+    }
+
+    fn on(hierarchies: Hierarchies, name: &str) -> Self {
         let instance = format!("test-{name}-{}", std::process::id());
         let group = Group::create(&hierarchies, &instance, 7).unwrap();
         Self(hierarchies, instance, group)
@@ -113,4 +116,69 @@ fn fields_of_flat_files() {
     let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
     assert_eq!(field(text, "oom_kill"), 3);
     assert_eq!(field(text, "absent"), 0);
+}
+
+/// The hierarchies of this machine as if version 2 were not mounted. None where the freezer of
+/// version 1 is not.
+fn without_version_2() -> Option<Hierarchies> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let lines = mounts.lines().filter(|line| !line.contains(" - cgroup2 "));
+    let found = Hierarchies::parse(&lines.collect::<Vec<_>>().join("\n"), |_| unreachable!());
+    let freezes = |legacy: &crate::cgroup::Legacy| {
+        let mut controllers = legacy.controllers.iter();
+        controllers.any(|have| have == "freezer")
+    };
+    found.legacy.iter().any(freezes).then_some(found)
+}
+
+/// A process that counts in a file stands still, goes on, and dies while it stands still.
+fn check_freezing(hierarchies: Hierarchies, name: &str) {
+    let scratch = Scratch::on(hierarchies, name);
+    let group = &scratch.2;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let script = format!(
+        "n=0; while :; do n=$((n+1)); echo $n > {}; sleep 0.001; done",
+        file.path().display()
+    );
+    let mut child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    scratch.join(child.id());
+    let count = || fs::read_to_string(file.path()).unwrap();
+    let moves = |patience| {
+        let (before, begin) = (count(), Instant::now());
+        while count() == before && begin.elapsed() < patience {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        count() != before
+    };
+    let (short, long) = (Duration::from_millis(20), Duration::from_secs(20));
+    for _ in 0..10 {
+        assert!(moves(long));
+        group.freeze().unwrap();
+        group.freeze().unwrap();
+        assert!(group.is_frozen().unwrap());
+        assert!(!moves(short));
+        group.thaw().unwrap();
+        group.thaw().unwrap();
+        assert!(!group.is_frozen().unwrap());
+    }
+    group.freeze().unwrap();
+    let killer = std::thread::spawn({
+        let group = group.clone();
+        move || group.kill_all()
+    });
+    child.wait().unwrap();
+    killer.join().unwrap().unwrap();
+    group.remove().unwrap();
+}
+
+#[test]
+fn a_frozen_group_stands_still_goes_on_and_can_be_killed() {
+    check_freezing(Hierarchies::find().unwrap(), "freeze");
+}
+
+#[test]
+fn so_does_one_of_version_1() {
+    if let Some(hierarchies) = without_version_2() {
+        check_freezing(hierarchies, "freeze-1");
+    }
 }
