@@ -2,7 +2,7 @@
 
 use crate::{agent::Agent, sandbox::Stage};
 use api::{
-    Problem, SandboxId,
+    Problem, SandboxId, Secret,
     route::{Locate, Route},
 };
 
@@ -22,6 +22,10 @@ impl Locate for Agent {
 
     async fn wake(&self, id: &SandboxId) -> Result<Option<Route>, Problem> {
         self.wake_sandbox(id).await
+    }
+
+    async fn token_of_paused(&self, id: &SandboxId) -> Option<Secret> {
+        self.parts.registry.live(id)?.traffic_token()
     }
 
     async fn ended(&self, id: &SandboxId) {

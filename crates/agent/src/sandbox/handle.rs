@@ -191,13 +191,22 @@ impl Sandbox {
         let address = view
             .address
             .filter(|_| view.state == SandboxState::Running)?;
-        let guarded = !view.network.allow_public_traffic;
         Some(Route {
             address,
-            traffic_token: self.request.traffic_token.clone().filter(|_| guarded),
+            traffic_token: self.token_of_ports(&view.network),
             mask_request_host: view.network.mask_request_host.clone(),
             access_token: self.request.access_token.clone(),
         })
+    }
+
+    /// The token that opens its ports, running or not; `None` if they are open to all.
+    pub(crate) fn traffic_token(&self) -> Option<Secret> {
+        self.token_of_ports(&self.view.borrow().network)
+    }
+
+    fn token_of_ports(&self, network: &NetworkPolicy) -> Option<Secret> {
+        let guarded = !network.allow_public_traffic;
+        self.request.traffic_token.clone().filter(|_| guarded)
     }
 
     /// Publishes another state. Only the sandbox's task calls this and the next.
