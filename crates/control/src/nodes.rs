@@ -126,6 +126,14 @@ impl Nodes {
         self.read(|members| members.values().map(|m| m.description.clone()).collect())
     }
 
+    /// Whether a node keeps the memory of what it pauses.
+    pub(crate) fn keeps_memory(&self, id: &NodeId) -> bool {
+        self.read(|members| {
+            let member = members.get(id);
+            member.is_some_and(|member| member.description.memory_snapshots)
+        })
+    }
+
     /// Chooses a node that holds one of `images`, from memory, and counts the sandbox there.
     pub(crate) fn place(
         &self,

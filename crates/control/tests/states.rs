@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Answer, FIRST_KEY, Plane};
+use common::{Answer, FIRST_KEY, FakeNode, Plane};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -65,6 +65,25 @@ async fn a_node_that_cannot_save_says_so_and_the_sandbox_goes_on() {
     }
     let detail = plane.get(&format!("/sandboxes/{id}")).await.json();
     assert_eq!(detail["state"], "running");
+}
+
+/// It could not be paused when its time is up, and would live for ever.
+#[tokio::test]
+async fn what_no_node_could_pause_with_its_memory_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = FakeNode::forgetful("n0de");
+    let plane = Plane::start_in(folder, node, |_| {}).await;
+    plane.until_base_is_ready().await;
+    let body = json!({"templateID": "base", "autoPause": true});
+    let refused = plane.post("/v2/sandboxes", body).await.expect(501);
+    assert!(
+        refused.json()["remedy"]
+            .as_str()
+            .unwrap()
+            .contains("autoPauseMemory")
+    );
+    let body = json!({"templateID": "base", "autoPause": true, "autoPauseMemory": false});
+    plane.post("/v2/sandboxes", body).await.expect(201);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::{
 };
 use api::{
     ErrorCode, Problem, SandboxId, TenantId,
-    node::{CreateSandbox, EndReason, SandboxStatus},
+    node::{CreateSandbox, EndReason, OnTimeout, SandboxStatus},
     rest::sandbox::{NewSandbox, Sandbox},
 };
 use jiff::Timestamp;
@@ -117,6 +117,7 @@ async fn start(
     let (build, product) = plane.builder.usable(&template, wanted.template.tag())?;
     let resources = wanted.resources(&build.recipe.resources, &plane.limits.resources)?;
     let limit = plane.limits.sandboxes;
+    check_pausing(plane, &wanted, &product)?;
     let reservation = plane.usage.reserve(&plane.nodes, tenant, limit).await?;
     let seed: u64 = rand::rng().random();
     let mut tried = Vec::new();
@@ -165,6 +166,21 @@ async fn start(
             }
         }
     }
+}
+
+/// Refuses what is to be paused with its memory where no node can: its time would never be up.
+fn check_pausing(plane: &Plane, wanted: &Wanted, product: &Product) -> Result<(), Problem> {
+    let pauses = wanted.on_timeout == OnTimeout::Pause && wanted.pause_memory;
+    let able = |id| plane.nodes.keeps_memory(id);
+    if !pauses || product.images.keys().all(able) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ErrorCode::Unsupported,
+        "the node's driver cannot keep the memory of a sandbox that is paused when its time is up",
+        "set `autoPauseMemory` to false, which keeps its files, or use a node whose driver is qemu \
+         or firecracker",
+    ))
 }
 
 fn keep(plane: &Plane, reservation: Reservation<'_>, status: &SandboxStatus) {

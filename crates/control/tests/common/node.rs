@@ -59,6 +59,7 @@ pub(crate) struct FakeNode {
     pub(crate) door: watch::Sender<bool>,
     /// Whether it can save sandboxes.
     saves: AtomicBool,
+    keeps_memory: bool,
 }
 
 impl FakeNode {
@@ -67,6 +68,15 @@ impl FakeNode {
     }
 
     pub(crate) fn small(id: &str, sandboxes_max: u32) -> Arc<Self> {
+        Self::made(id, sandboxes_max, true)
+    }
+
+    /// One that keeps no memory of what it pauses.
+    pub(crate) fn forgetful(id: &str) -> Arc<Self> {
+        Self::made(id, 50, false)
+    }
+
+    fn made(id: &str, sandboxes_max: u32, keeps_memory: bool) -> Arc<Self> {
         let (gate, door) = (watch::Sender::new(true), watch::Sender::new(true));
         let id = id.parse().unwrap();
         Arc::new(Self {
@@ -76,6 +86,7 @@ impl FakeNode {
             gate,
             door,
             saves: AtomicBool::new(false),
+            keeps_memory,
         })
     }
 
@@ -183,7 +194,7 @@ impl Node for FakeNode {
             id: self.id.clone(),
             name: "fake".to_owned(),
             driver: "container".to_owned(),
-            memory_snapshots: false,
+            memory_snapshots: self.keeps_memory,
             capacity: Resources {
                 vcpus: 4,
                 memory: Bytes::gibibytes(16),
