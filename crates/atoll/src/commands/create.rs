@@ -84,6 +84,10 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "auto_pause")]
     auto_resume: bool,
 
+    /// Keep files only when it is paused so: programs end
+    #[arg(long, requires = "auto_pause", conflicts_with = "auto_resume")]
+    disk_only: bool,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -97,6 +101,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     let client = arguments.connection.open()?;
     let request = NewSandbox {
         auto_pause: arguments.auto_pause.then_some(true),
+        auto_pause_memory: arguments.disk_only.then_some(false),
         auto_resume: arguments
             .auto_resume
             .then_some(AutoResume { enabled: true }),
