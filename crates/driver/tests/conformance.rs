@@ -1,6 +1,6 @@
 //! What every driver must do, asked through the `Driver` trait and the guest's API alone.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 

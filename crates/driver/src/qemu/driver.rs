@@ -501,10 +501,17 @@ impl Driver for Qemu {
             qmp,
             console,
         )?;
+        let status = hold
+            .qmp
+            .call("query-status", serde_json::json!({}), PATIENCE)
+            .await?;
+        // It may have been frozen when this program died.
+        let stands = !status["running"].as_bool().unwrap_or(true);
         Ok(Some(Box::new(QemuMachine::new(
             hold,
             notes,
             Stopwatch::start(),
+            stands,
         ))))
     }
 

@@ -21,13 +21,13 @@ pub(super) struct QemuMachine {
 }
 
 impl QemuMachine {
-    pub(super) fn new(hold: Hold, notes: Notes, mut phases: Stopwatch) -> Self {
+    pub(super) fn new(hold: Hold, notes: Notes, mut phases: Stopwatch, stands: bool) -> Self {
         Self {
             hold,
             notes,
             phases: Phases::from_nanoseconds(phases.take()),
             exit: OnceCell::new(),
-            stands: tokio::sync::Mutex::new(false),
+            stands: tokio::sync::Mutex::new(stands),
         }
     }
 

@@ -53,7 +53,7 @@ impl Prepared for PreparedMachine {
         };
         phases.insert(Vec::new());
         match start(&hold, &mut notes, spec, &mut phases).await {
-            Ok(()) => Ok(Box::new(QemuMachine::new(hold, notes, phases))),
+            Ok(()) => Ok(Box::new(QemuMachine::new(hold, notes, phases, false))),
             Err(error) => {
                 if let Err(error) = hold.end().await {
                     tracing::warn!(%error, "a machine that did not start is not gone");
