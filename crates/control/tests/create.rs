@@ -37,7 +37,9 @@ async fn too_large_an_environment_is_refused() {
     assert!(plane.node.requests().is_empty());
     // All of it together may still be more than a node can tell its sandbox.
     let cause = "environment and start command come to 300 KiB";
-    plane.node.refuse_next(Problem::new(ErrorCode::InvalidArgument, cause, ""));
+    plane
+        .node
+        .refuse_next(Problem::new(ErrorCode::InvalidArgument, cause, ""));
     let some = (0..5).map(|number| (format!("V{number}"), json!("x".repeat(60 << 10))));
     check(serde_json::Value::Object(some.collect()), cause).await;
 }

@@ -63,10 +63,17 @@ async fn measure(count: usize) {
         println!("{name:<28} {:>10} {:>10} {:>10}", at(50), at(99), at(0));
     }
 
+    let before = Memory::now();
     let mut prepared = Vec::new();
     for _ in 0..100 {
         prepared.push(world.prepare(&driver).await);
     }
+    let after = Memory::now();
+    println!(
+        "one prepared one costs {} KiB of available memory, {} KiB of slab among it",
+        before.available.saturating_sub(after.available) / 100,
+        after.slab.saturating_sub(before.slab) / 100,
+    );
     let begin = Instant::now();
     let starts: Vec<_> = prepared
         .into_iter()
@@ -112,5 +119,25 @@ async fn end_all(machines: Vec<Box<dyn driver::Machine>>) {
         .collect();
     for end in ends {
         end.await.unwrap();
+    }
+}
+
+/// Of `/proc/meminfo`, in KiB. Of use only while nothing else happens on the machine.
+struct Memory {
+    available: u64,
+    slab: u64,
+}
+
+impl Memory {
+    fn now() -> Self {
+        let text = fs::read_to_string("/proc/meminfo").unwrap();
+        let field = |name: &str| -> u64 {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        Self {
+            available: field("MemAvailable:"),
+            slab: field("Slab:"),
+        }
     }
 }

@@ -5,9 +5,9 @@
 
 mod support;
 
-use driver::{Driver, cgroup::IoLimits, container::Container};
-use std::time::Duration;
-use support::{World, report};
+use driver::{Driver, SaveOptions, cgroup::IoLimits, container::Container};
+use std::{process::Command, sync::Arc, time::Duration};
+use support::{World, is_healthy, report};
 
 /// Not a test: what the driver under test starts as its keeper.
 #[test]
@@ -83,4 +83,92 @@ async fn the_rate_of_operations_is_bounded() {
     println!("{free:?} without and {bound:?} with a limit");
     assert!(bound >= Duration::from_millis(1500), "{bound:?}");
     assert!(free < bound, "{free:?}");
+}
+
+/// Not a test: a keeper that cannot execute anything but the guest, which it holds open.
+#[test]
+fn keeper_that_executes_nothing() {
+    if std::env::var_os("ATOLL_KEEPER").is_some() {
+        forbid_executing();
+        driver::container::keeper::run_if_asked();
+    }
+}
+
+/// From here on no thread of this process, and nothing that it starts, can execute a program by its
+/// path: only one that is open already, with `execveat` and `AT_EMPTY_PATH`.
+fn forbid_executing() {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
+    let make = |code: u32, jt, jf, k| sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let load = |offset| make(BPF_LD | BPF_W | BPF_ABS, 0, 0, offset);
+    let equals = |value, jt, jf| make(BPF_JMP | BPF_JEQ | BPF_K, jt, jf, value);
+    let answer = |value| make(BPF_RET | BPF_K, 0, 0, value);
+    let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let filter = [
+        load(0),
+        equals(libc::SYS_execve as u32, 3, 0),
+        equals(libc::SYS_execveat as u32, 0, 3),
+        // The lower half of the fifth argument.
+        load(48),
+        equals(libc::AT_EMPTY_PATH as u32, 1, 0),
+        answer(refused),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the program points at a live array of the length that it states.
+    let installed = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_TSYNC,
+            &raw const program,
+        )
+    };
+    assert_eq!(installed, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Once a first one was prepared (which formats a file system), neither this program nor the keeper
+/// executes anything to prepare, start, save and end sandboxes.
+#[tokio::test]
+async fn creating_a_sandbox_starts_no_external_program() {
+    let world = World::new();
+    let mut options = world.options();
+    for word in &mut options.keeper_command {
+        if word == "keeper_process" {
+            *word = "keeper_that_executes_nothing".into();
+        }
+    }
+    let driver = Container::new(options).unwrap();
+    let networks: Vec<_> = (0..3).map(|_| world.network()).collect();
+    let first = driver.prepare(networks[0].clone(), &world.plan()).await;
+    first.unwrap().discard().await;
+
+    forbid_executing();
+    assert!(Command::new("/bin/true").status().is_err());
+    let prepared = driver.prepare(networks[1].clone(), &world.plan()).await;
+    let machine = prepared.unwrap().start(world.spec("")).await.unwrap();
+    assert!(is_healthy(&*machine));
+    let saved = world.directory.path().join("saved");
+    let options = SaveOptions {
+        memory: false,
+        goes_on: true,
+    };
+    let state = machine.save(&saved, options).await.unwrap();
+    let prepared = driver.prepare(networks[2].clone(), &world.plan()).await;
+    let mut spec = world.spec("");
+    spec.origin = driver::Origin::Saved(Arc::new(state));
+    let child = prepared.unwrap().start(spec).await.unwrap();
+    assert!(is_healthy(&*child));
+    for machine in [machine, child] {
+        machine.destroy().await.unwrap();
+    }
+    driver.shutdown().await;
+    assert_eq!(world.leftovers(), [""; 0]);
 }
