@@ -12,6 +12,7 @@ use driver::{
     Driver, DriverKind, Machine, NetworkSlot, Origin, Plan, Prepared, RootFiles, SavedState,
     StartSpec,
     container::{Container, ContainerOptions},
+    firecracker::{Firecracker, FirecrackerOptions},
     kernel::Kernel,
     qemu::{Qemu, QemuOptions},
 };
@@ -96,7 +97,14 @@ impl World {
                 options.jail_command = own_test("jail_process");
                 Box::new(Qemu::new(options).unwrap())
             }
-            DriverKind::Firecracker => panic!("it is tested against its API"),
+            DriverKind::Firecracker => {
+                let program = firecracker().expect("it is only asked for where it is given");
+                let jailer = program.with_file_name("jailer");
+                let data = self.directory.path().join("data");
+                let programs = (program, jailer);
+                let options = FirecrackerOptions::new(data, &self.instance, programs, kernel());
+                Box::new(Firecracker::new(options).unwrap())
+            }
         }
     }
 
@@ -319,6 +327,11 @@ fn own_test(name: &str) -> Vec<OsString> {
     let mut command = vec![std::env::current_exe().unwrap().into()];
     command.extend([name, "--exact", "--nocapture", "--test-threads=1"].map(Into::into));
     command
+}
+
+/// The real Firecracker, with its jailer beside it, if `ATOLL_TEST_FIRECRACKER` names one.
+pub fn firecracker() -> Option<PathBuf> {
+    std::env::var_os("ATOLL_TEST_FIRECRACKER").map(PathBuf::from)
 }
 
 /// The kernel of microVMs: `ATOLL_TEST_KERNEL`, or the distribution's, unpacked once for all tests.
