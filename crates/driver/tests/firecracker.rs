@@ -5,9 +5,6 @@
 
 #[path = "support/firecracker_api/mod.rs"]
 mod firecracker_api;
-#[path = "support/network.rs"]
-#[allow(unreachable_pub)]
-mod network;
 mod support;
 
 use api::Bytes;
@@ -34,7 +31,7 @@ use std::{
     },
     time::Duration,
 };
-use support::World;
+use support::{World, network};
 
 const WITH_MEMORY: SaveOptions = SaveOptions {
     memory: true,

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod guest;
-mod network;
+pub mod network;
 
 use api::{Bytes, Resources, SandboxId, Secret, TemplateId, boot::Identity};
 use driver::{
@@ -98,7 +98,7 @@ impl World {
                 Box::new(Qemu::new(options).unwrap())
             }
             DriverKind::Firecracker => {
-                let program = firecracker().expect("it is only asked for where it is given");
+                let program = firecracker().unwrap();
                 let jailer = program.with_file_name("jailer");
                 let data = self.directory.path().join("data");
                 let programs = (program, jailer);
