@@ -19,6 +19,7 @@ use crate::{
 };
 use ::agent::{PoolOptions, network::Network};
 use anyhow::Context;
+use ::driver::cgroup::IoLimits;
 use api::{Bytes, Secret};
 use gateway::TlsFiles;
 use server::{Plan, Server};
@@ -71,6 +72,16 @@ pub(crate) struct Arguments {
     /// Kernel of microVMs, vmlinux or vmlinuz [default: the distribution's for virtual machines]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+
+    /// MiB a second that a container may read of its disk, and write to it; 0 for no limit.
+    /// With control groups of version 1 only what it writes past the page cache is bounded
+    #[arg(long, value_name = "MIB", default_value_t = IoLimits::default().bytes >> 20,
+        value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    disk_rate: u64,
+
+    /// Reads a second, and writes, that a container may make on its disk; 0 for no limit
+    #[arg(long, value_name = "COUNT", default_value_t = IoLimits::default().operations)]
+    disk_operations: u32,
 
     /// What becomes of running sandboxes when it stops
     #[arg(long, value_enum, default_value = "kill")]
@@ -220,6 +231,7 @@ fn plan(arguments: Arguments, driver: ::driver::DriverKind, first_key: control::
     Plan {
         driver,
         kernel: arguments.kernel,
+        disk_limits: disk_limits(arguments.disk_rate, arguments.disk_operations),
         first_key,
         domain: arguments.domain,
         tls: arguments
@@ -254,6 +266,24 @@ fn machine_memory() -> u64 {
 }
 
 /// A number of times that makes sense: not less than once.
+/// What the kernel takes as no limit on a rate.
+const UNBOUNDED: u64 = u64::MAX;
+
+/// From what the operator says, where 0 is no limit.
+fn disk_limits(rate: u64, operations: u32) -> Option<IoLimits> {
+    let limits = IoLimits {
+        bytes: match rate {
+            0 => UNBOUNDED,
+            rate => rate << 20,
+        },
+        operations: match operations {
+            0 => u32::MAX,
+            operations => operations,
+        },
+    };
+    (rate != 0 || operations != 0).then_some(limits)
+}
+
 fn times(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(times) if (1.0..=1000.0).contains(&times) => Ok(times),
@@ -290,4 +320,18 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         return SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
     }
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_limits_a_disk_that_the_operator_frees() {
+        let limits = |bytes, operations| Some(IoLimits { bytes, operations });
+        assert_eq!(disk_limits(0, 0), None);
+        assert_eq!(disk_limits(8, 100), limits(8 << 20, 100));
+        assert_eq!(disk_limits(0, 100), limits(u64::MAX, 100));
+        assert_eq!(disk_limits(8, 0), limits(8 << 20, u32::MAX));
+    }
 }

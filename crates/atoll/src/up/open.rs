@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use driver::{
     Driver, DriverError, DriverKind,
+    cgroup::IoLimits,
     container::{Container, ContainerOptions},
     firecracker::{Firecracker, FirecrackerOptions},
     kernel::Kernel,
@@ -21,6 +22,8 @@ pub(super) struct Opening {
     pub(super) instance: String,
     /// The guest's kernel; the distribution's if absent.
     pub(super) kernel: Option<PathBuf>,
+    /// What a container may read and write of its disk; unbounded if absent.
+    pub(super) disk_limits: Option<IoLimits>,
 }
 
 impl Opening {
@@ -32,7 +35,8 @@ impl Opening {
     pub(super) fn open(self) -> anyhow::Result<Arc<dyn Driver>> {
         match self.kind {
             DriverKind::Container => {
-                let options = ContainerOptions::new(&self.data_directory, &self.instance);
+                let mut options = ContainerOptions::new(&self.data_directory, &self.instance);
+                options.io = self.disk_limits;
                 Ok(Arc::new(Container::new(options).map_err(explain)?))
             }
             DriverKind::Qemu => {

@@ -13,7 +13,7 @@ use agent::{
 use anyhow::Context;
 use api::{Secret, node::Node, route::Locate};
 use control::{Control, ControlOptions, FirstKey};
-use driver::DriverKind;
+use driver::{DriverKind, cgroup::IoLimits};
 use gateway::{Gateway, GatewayOptions, TlsFiles, TowerApi};
 use image::{ImageStore, StoreOptions};
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -31,6 +31,8 @@ pub(super) struct Plan {
     pub(super) driver: DriverKind,
     /// The guest's kernel, for microVMs.
     pub(super) kernel: Option<PathBuf>,
+    /// What a container may read and write of its disk.
+    pub(super) disk_limits: Option<IoLimits>,
     pub(super) first_key: FirstKey,
     pub(super) domain: Option<String>,
     pub(super) tls: Option<TlsFiles>,
@@ -73,6 +75,7 @@ impl Server {
             data_directory: path.to_owned(),
             instance: instance.clone(),
             kernel: plan.kernel,
+            disk_limits: plan.disk_limits,
         };
         let mut network = NetworkOptions::new(&instance, path.join("agent"));
         network.machines = opening.machines().then(MachineSlots::default);
