@@ -18,8 +18,8 @@ use crate::{
     style,
 };
 use ::agent::{PoolOptions, network::Network};
-use anyhow::Context;
 use ::driver::cgroup::IoLimits;
+use anyhow::Context;
 use api::{Bytes, Secret};
 use gateway::TlsFiles;
 use server::{Plan, Server};
