@@ -5,6 +5,8 @@
 
 #[path = "support/firecracker_api/mod.rs"]
 mod firecracker_api;
+#[path = "support/firecracker_host.rs"]
+mod host;
 mod support;
 
 use api::Bytes;
@@ -19,6 +21,7 @@ use firecracker_api::{
     description::{self, State},
     requests,
 };
+use host::{Host, failed, tell_guest, text};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -42,166 +45,6 @@ const WITH_MEMORY: SaveOptions = SaveOptions {
 #[test]
 fn jailer_process() {
     firecracker_api::run_if_asked();
-}
-
-/// A host with a stand-in.
-struct Host {
-    world: World,
-    program: PathBuf,
-    jailer: PathBuf,
-    slots: AtomicU32,
-}
-
-impl Host {
-    fn new() -> Self {
-        Self::that(Behaviour::default())
-    }
-
-    fn that(behaviour: Behaviour) -> Self {
-        let world = World::new();
-        for name in ["vmlinux", "initramfs", "root.img"] {
-            fs::write(world.directory.path().join(name), name).unwrap();
-        }
-        let (program, jailer) = firecracker_api::install(world.directory.path(), &behaviour);
-        Self {
-            world,
-            program,
-            jailer,
-            slots: AtomicU32::new(0),
-        }
-    }
-
-    /// From now on it behaves in another way.
-    fn becomes(&self, behaviour: &Behaviour) {
-        firecracker_api::install(self.world.directory.path(), behaviour);
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.world.directory.path().join(name)
-    }
-
-    fn options(&self) -> FirecrackerOptions {
-        let kernel = Kernel {
-            release: "6.1.0".into(),
-            image: self.path("vmlinux"),
-            initramfs: self.path("initramfs"),
-            digest: "kernel".into(),
-            guest_digest: "guest".into(),
-            notes: Vec::new(),
-        };
-        let programs = (self.program.clone(), self.jailer.clone());
-        let mut options =
-            FirecrackerOptions::new(self.path("data"), &self.world.instance, programs, kernel);
-        options.try_kvm = false;
-        options
-    }
-
-    fn driver(&self) -> Firecracker {
-        Firecracker::new(self.options()).unwrap()
-    }
-
-    fn slot(&self) -> Arc<NetworkSlot> {
-        network::slot(self.slots.fetch_add(1, Ordering::Relaxed), true)
-    }
-
-    fn origin(&self) -> Origin {
-        Origin::Fresh(RootFiles {
-            layers: Vec::new(),
-            disk: Some(self.path("root.img")),
-        })
-    }
-
-    fn plan(&self) -> Plan {
-        Plan {
-            origin: self.origin(),
-            resources: self.spec().resources,
-        }
-    }
-
-    fn spec(&self) -> StartSpec {
-        let mut spec = self.world.spec("");
-        spec.origin = self.origin();
-        spec.resources.memory = Bytes::mebibytes(4);
-        spec
-    }
-
-    async fn start(&self, driver: &Firecracker) -> Box<dyn Machine> {
-        let prepared = driver.prepare(self.slot(), &self.plan()).await.unwrap();
-        prepared.start(self.spec()).await.unwrap()
-    }
-
-    async fn load(
-        &self,
-        driver: &Firecracker,
-        slot: Arc<NetworkSlot>,
-        state: &SavedState,
-    ) -> Result<Box<dyn Machine>, DriverError> {
-        let plan = Plan {
-            origin: Origin::Saved(Arc::new(state.clone())),
-            resources: state.resources,
-        };
-        driver.prepare(slot, &plan).await?.start(self.spec()).await
-    }
-
-    /// What the machine in a slot sees as its root.
-    fn root(&self, slot: u32) -> PathBuf {
-        self.path(&format!("data/jails/firecracker/{slot}/root"))
-    }
-
-    fn calls(&self, slot: u32) -> Vec<String> {
-        let requests = requests(&self.root(slot));
-        requests.into_iter().map(|(request, _)| request).collect()
-    }
-
-    fn body(&self, slot: u32, request: &str) -> Value {
-        let requests = requests(&self.root(slot));
-        let found = requests.into_iter().find(|(made, _)| made == request);
-        found.unwrap_or_else(|| panic!("no {request}")).1
-    }
-
-    async fn expect_nothing_left(&self, driver: &Firecracker) {
-        driver.shutdown().await;
-        let jails = self.path("data/jails/firecracker");
-        let left: Vec<_> = fs::read_dir(jails)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .collect();
-        assert!(left.is_empty(), "{left:?}");
-        assert_eq!(self.world.leftovers(), [""; 0]);
-    }
-}
-
-/// The request to the guest of a machine, from inside its network.
-fn tell_guest(machine: &dyn Machine, token: &str, path: &str) {
-    let namespace = format!("--net=/proc/{}/ns/net", machine.record().pid);
-    let url = format!("http://{}:49983{path}", driver::slot::machine::ADDRESS);
-    let token = format!("x-atoll-control: {token}");
-    let arguments = ["curl", "-sf", "-X", "PUT", "-H", &token, &url];
-    let status = Command::new("nsenter")
-        .arg(namespace)
-        .args(arguments)
-        .status();
-    assert!(status.unwrap().success());
-}
-
-fn text(error: &DriverError) -> String {
-    let source = std::error::Error::source(error);
-    let remedy = match error {
-        DriverError::Unsupported { remedy, .. } => remedy.as_str(),
-        _ => "",
-    };
-    format!(
-        "{error}: {} {remedy}",
-        source.map(ToString::to_string).unwrap_or_default()
-    )
-}
-
-fn failed<T>(result: Result<T, DriverError>) -> DriverError {
-    match result {
-        Ok(_) => panic!("it did not fail"),
-        Err(error) => error,
-    }
 }
 
 #[tokio::test]
