@@ -311,6 +311,23 @@ async fn a_full_disk_is_507() {
     .unwrap();
     let query = format!("path={mount}/file");
     let (status, answer) = put(&guest, &query, &[OCTETS], vec![0; 1 << 20]).await;
+    // A client that reads only when it has sent everything must not be cut off.
+    let port = guest.port;
+    let head = format!(
+        "POST /files?{query} HTTP/1.1\r\nhost: guest\r\nconnection: close\r\n\
+         content-type: application/octet-stream\r\ncontent-length: {}\r\n\r\n",
+        32 << 20
+    );
+    let stubborn = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&vec![0; 32 << 20]).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let stubborn = stubborn.await.unwrap();
+    assert!(stubborn.starts_with("HTTP/1.1 507 "), "{stubborn}");
     rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
     assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
     assert_eq!(

@@ -27,12 +27,16 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 
 /// Files in one form.
 const FILES_LIMIT: usize = 10_000;
 /// Compressed bytes that are inflated at once: at most about a thousand times as much comes out.
 const INFLATE_STEP: usize = 4 << 10;
+/// How much of a body is taken, and how long, after its writing failed.
+const DISCARD_LIMIT: usize = 1 << 30;
+const DISCARD_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Writes files, and answers with what was written.
 pub async fn upload(
@@ -69,20 +73,39 @@ pub async fn upload(
         length,
         written: Vec::new(),
     };
+    let mut body = request.into_body();
     let written = if media_type.eq_ignore_ascii_case("application/octet-stream") {
-        upload.octet_stream(request.into_body(), coding).await?
+        upload.octet_stream(&mut body, coding).await
     } else if media_type.to_ascii_lowercase().starts_with("multipart/") {
         let form = Multipart::new(&content_type).map_err(|error| {
             Failure::bad_request(format!("error parsing multipart form: {error}"))
         })?;
-        upload.multipart(request.into_body(), coding, form).await?
+        upload.multipart(&mut body, coding, form).await
     } else {
         return Err(Failure::bad_request(format!(
             "unsupported content type: {content_type}, expected multipart/form-data or \
              application/octet-stream"
         )));
     };
-    Ok(json(&written))
+    match written {
+        Ok(written) => Ok(json(&written)),
+        Err(failure) => {
+            let _ = tokio::time::timeout(DISCARD_PATIENCE, discard(&mut body)).await;
+            Err(failure)
+        }
+    }
+}
+
+/// Takes the rest of a body that is of no use any more. Most clients look at an answer only when
+/// they have sent everything, and take a closed connection for a fault (RFC 9112, section 9.6).
+async fn discard(body: &mut Incoming) {
+    let mut left = DISCARD_LIMIT;
+    while let Ok(Some(data)) = body::next(body).await {
+        left = left.saturating_sub(data.len());
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 struct Upload {
@@ -97,7 +120,7 @@ struct Upload {
 impl Upload {
     async fn octet_stream(
         mut self,
-        mut body: Incoming,
+        body: &mut Incoming,
         coding: Coding,
     ) -> Result<Vec<WrittenFile>, Failure> {
         let text = self.path.clone().ok_or_else(|| {
@@ -105,7 +128,7 @@ impl Upload {
         })?;
         let path = self.resolve(&text)?;
         let mut sink = self.sink(path.clone(), coding);
-        while let Some(data) = body::next(&mut body).await.map_err(broken)? {
+        while let Some(data) = body::next(body).await.map_err(broken)? {
             sink.push(&data).await?;
         }
         sink.finish().await?;
@@ -115,14 +138,14 @@ impl Upload {
 
     async fn multipart(
         mut self,
-        mut body: Incoming,
+        body: &mut Incoming,
         coding: Coding,
         mut form: Multipart,
     ) -> Result<Vec<WrittenFile>, Failure> {
         let malformed = |error| Failure::bad_request(format!("error reading form: {error}"));
         let mut inflater = (coding == Coding::Gzip).then(|| MultiGzDecoder::new(Vec::<u8>::new()));
         let mut current: Option<(PathBuf, Sink)> = None;
-        while let Some(data) = body::next(&mut body).await.map_err(broken)? {
+        while let Some(data) = body::next(body).await.map_err(broken)? {
             for step in data.chunks(if inflater.is_some() {
                 INFLATE_STEP
             } else {
