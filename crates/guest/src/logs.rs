@@ -91,7 +91,13 @@ impl Logs {
     pub async fn wait(&self, after: u64) {
         loop {
             let added = self.added.notified();
-            if self.next.get() > after {
+            // Not `next`: lines that were forgotten are behind nobody.
+            if self
+                .lines
+                .borrow()
+                .back()
+                .is_some_and(|line| line.seq > after)
+            {
                 return;
             }
             added.await;
@@ -227,6 +233,19 @@ mod tests {
             .iter()
             .map(|line| line.line.message.clone())
             .collect()
+    }
+
+    #[tokio::test]
+    async fn who_follows_waits_for_new_lines_when_all_were_forgotten() {
+        let logs = Logs::default();
+        logs.add(LogLevel::Info, "of the parent".into(), &[]);
+        logs.clear();
+        assert_eq!(logs.read(0), (Bytes::new(), 0));
+        let soon = tokio::time::timeout(Duration::from_millis(20), logs.wait(0)).await;
+        assert!(soon.is_err(), "there is nothing to read");
+        logs.add(LogLevel::Info, "of the child".into(), &[]);
+        logs.wait(0).await;
+        assert_eq!(logs.read(0).1, 2);
     }
 
     #[test]
