@@ -71,7 +71,7 @@ fn decide(choice: Choice, machine: &Machine) -> Chosen {
             DriverKind::Qemu,
             format!(
                 "driver qemu: each sandbox is a virtual machine, by translation, which is slow, as \
-                 {why}"
+                 KVM cannot be used: {why}"
             ),
         ),
         (Choice::Auto, Ok(())) if machine.firecracker => {
@@ -82,7 +82,10 @@ fn decide(choice: Choice, machine: &Machine) -> Chosen {
             DriverKind::Container,
             format!("{container}, as neither firecracker nor qemu-system-x86_64 is installed"),
         ),
-        (Choice::Auto, Err(why)) => chosen(DriverKind::Container, format!("{container}, as {why}")),
+        (Choice::Auto, Err(why)) => chosen(
+            DriverKind::Container,
+            format!("{container}, as KVM cannot be used: {why}"),
+        ),
     }
 }
 
