@@ -1,6 +1,7 @@
 //! Builds the guest's static binary, which this crate embeds.
 //!
-//! `ATOLL_GUEST_BINARY` names a file to embed instead, for whoever builds it elsewhere.
+//! `ATOLL_GUEST_BINARY` names a file to embed instead, for whoever builds it elsewhere. Where
+//! `ATOLL_TEST_FIRECRACKER` names Firecracker, the tests that need it are not ignored.
 
 use std::{
     env, fs,
@@ -13,6 +14,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn main() {
     println!("cargo::rerun-if-env-changed=ATOLL_GUEST_BINARY");
+    println!("cargo::rerun-if-env-changed=ATOLL_TEST_FIRECRACKER");
+    println!("cargo::rustc-check-cfg=cfg(firecracker_given)");
+    if env::var_os("ATOLL_TEST_FIRECRACKER").is_some() {
+        println!("cargo::rustc-cfg=firecracker_given");
+    }
     let out = PathBuf::from(variable("OUT_DIR"));
     let embedded = out.join("atoll-guest");
     let built = match env::var_os("ATOLL_GUEST_BINARY") {

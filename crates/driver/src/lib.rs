@@ -9,16 +9,20 @@
 //! guest process itself), away from the path of creating one; [`Driver::start`] lays the root file
 //! system, tells the guest who it is, and returns when the guest serves.
 //!
-//! Start reading at [`Driver`], then `container` and `qemu`.
+//! Start reading at [`Driver`], then `container`; then `microvm`, which all drivers of machines
+//! share, and `qemu`.
 
 pub mod advice;
+mod blocking;
 pub mod cgroup;
 pub mod container;
+mod directory;
 pub mod firecracker;
 mod guest_binary;
 pub mod kernel;
 pub mod kvm;
 pub mod layer;
+mod microvm;
 mod phases;
 pub mod probe;
 pub mod qemu;
@@ -96,6 +100,17 @@ fn doing<E: Into<std::io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) ->
     move |source| DriverError::System {
         doing: doing.into(),
         source: source.into(),
+    }
+}
+
+/// An error that says so if the disk is full.
+fn full_or(error: std::io::Error, what: impl Into<String>) -> DriverError {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => DriverError::Exhausted {
+            what: "disk",
+            cause: error.to_string(),
+        },
+        _ => doing(what)(error),
     }
 }
 

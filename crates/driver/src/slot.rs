@@ -53,4 +53,32 @@ pub mod machine {
     pub const MAC: [u8; 6] = [0x02, 0xa7, 0x01, 0x1a, 0x00, 0x02];
     /// The tap's hardware address.
     pub const TAP_MAC: [u8; 6] = [0x02, 0xa7, 0x01, 0x1a, 0x00, 0x01];
+
+    /// The host's numbers for the users that machines run as: 65,536 that
+    /// <https://systemd.io/UIDS-GIDS/> lists as nobody's, above those of containers.
+    const FIRST_USER: u32 = 0x7fff_0000;
+    /// Users of one instance: as many as it may have slots, and a little more.
+    const USERS: u32 = 4096;
+    const _: () = assert!(crate::microvm::MOST_SLOTS < USERS);
+
+    /// The host's number for the user of the first slot's machine; the second slot's follows, and so
+    /// on. Instances on one host mostly get users of their own: there are sixteen ranges, and an
+    /// instance's last digit chooses.
+    pub fn first_user(instance: &str) -> u32 {
+        let digit = instance.chars().last().and_then(|digit| digit.to_digit(16));
+        FIRST_USER + digit.unwrap_or(0) * USERS
+    }
+
+    #[cfg(test)]
+    #[test]
+    fn users_are_in_the_range_that_is_nobodys_and_differ() {
+        let mut last = FIRST_USER;
+        for digit in 1..16u32 {
+            let first = first_user(&format!("ab0{digit:x}"));
+            assert_eq!(first, last + USERS);
+            last = first;
+        }
+        assert_eq!(last + USERS - 1, 0x7fff_ffff);
+        assert_eq!(first_user(""), FIRST_USER);
+    }
 }

@@ -111,7 +111,7 @@ pub(crate) fn digest(file: &File) -> io::Result<String> {
 }
 
 /// Calls for each part that is not a hole, with where it begins and ends.
-fn for_each_part(
+pub(crate) fn for_each_part(
     file: &File,
     length: u64,
     mut each: impl FnMut(u64, u64) -> io::Result<()>,

@@ -94,6 +94,7 @@ async fn a_machine_boots_in_the_order_that_the_api_wants() {
         .unwrap()
         .uid();
     assert_eq!(user, host.options().first_id);
+    assert_eq!(user, host.world.user_of(0));
     let usage = machine.usage().unwrap();
     assert!(usage.memory > 0 && usage.disk < 8 << 20, "{usage:?}");
     machine.destroy().await.unwrap();
@@ -256,11 +257,7 @@ async fn another_tap_is_overridden_where_the_version_can() {
     machine.destroy().await.unwrap();
     host.expect_nothing_left(&driver).await;
 
-    let old = Host::that(Behaviour {
-        version: "1.10.1".into(),
-        jailer_version: "1.10.1".into(),
-        ..Behaviour::default()
-    });
+    let old = of_version("1.10.1");
     let driver = old.driver();
     let machine = old.start(&driver).await;
     let state = machine.save(&old.path("saved"), WITH_MEMORY).await.unwrap();
@@ -466,7 +463,11 @@ async fn a_machine_outlives_its_driver_is_adopted_and_can_all() {
         .await
         .unwrap();
     let loaded = host
-        .load(&driver, network::slot(7, true), &state)
+        .load(
+            &driver,
+            network::slot(7, Some(host.world.user_of(7))),
+            &state,
+        )
         .await
         .unwrap();
     loaded.destroy().await.unwrap();
@@ -533,6 +534,110 @@ async fn a_machine_that_cannot_be_saved_goes_on() {
     assert!(Path::new(&saved).exists());
     machine.destroy().await.unwrap();
     host.expect_nothing_left(&driver).await;
+}
+
+/// A host whose Firecracker and jailer are of a version.
+fn of_version(version: &str) -> Host {
+    Host::that(Behaviour {
+        version: version.into(),
+        jailer_version: version.into(),
+        ..Behaviour::default()
+    })
+}
+
+#[tokio::test]
+async fn each_machine_has_a_user_and_a_tap_of_its_own() {
+    let host = Host::new();
+    let driver = host.driver();
+    let (first, second) = (host.start(&driver).await, host.start(&driver).await);
+    let user = |machine: &dyn Machine| {
+        let process = format!("/proc/{}", machine.record().pid);
+        fs::metadata(process).unwrap().uid()
+    };
+    let users = [user(&*first), user(&*second)];
+    assert_ne!(users[0], users[1]);
+    // systemd.io/UIDS-GIDS: not for containers, not for files of other systems.
+    for user in users {
+        assert!((0x7fff_0000..=0x7fff_ffff).contains(&user), "{user}");
+    }
+    // Another slot's user cannot open a tap.
+    let slot = network::slot(9, Some(users[0]));
+    let told = text(&failed(driver.prepare(slot, &host.plan()).await));
+    assert!(told.contains("Open tap device failed"), "{told}");
+    for machine in [first, second] {
+        machine.destroy().await.unwrap();
+    }
+    host.expect_nothing_left(&driver).await;
+}
+
+#[tokio::test]
+async fn what_is_not_asked_for_is_off() {
+    let host = of_version("1.16.1");
+    let driver = host.driver();
+    let machine = host.start(&driver).await;
+    assert!(!host.calls(0).iter().any(|call| call.contains("mmds")));
+    let balloon = host.body(0, "PUT /balloon");
+    assert_eq!(balloon["deflate_on_oom"], json!(true));
+    assert!(balloon.get("stats_polling_interval_s").is_none());
+    assert!(driver.guest_memory(0).await.is_err());
+    let state = machine
+        .save(&host.path("saved"), WITH_MEMORY)
+        .await
+        .unwrap();
+    machine.destroy().await.unwrap();
+    let machine = host.load(&driver, host.slot(), &state).await.unwrap();
+    let load = host.body(1, "PUT /snapshot/load");
+    assert!(load.get("clock_realtime").is_none(), "{load}");
+    assert_eq!(load["mem_backend"]["backend_type"], json!("File"));
+    machine.destroy().await.unwrap();
+    host.expect_nothing_left(&driver).await;
+}
+
+#[tokio::test]
+async fn statistics_metadata_and_the_clock_can_be_asked_for() {
+    let host = of_version("1.16.1");
+    let mut options = host.options();
+    options.balloon_statistics = Some(Duration::from_secs(5));
+    options.metadata = true;
+    options.advance_clock = true;
+    let driver = Firecracker::new(options.clone()).unwrap();
+    let machine = host.start(&driver).await;
+    let balloon = host.body(0, "PUT /balloon");
+    assert_eq!(balloon["stats_polling_interval_s"], json!(5));
+    let memory = driver.guest_memory(0).await.unwrap();
+    assert_eq!((memory.total, memory.free), (Some(4 << 20), Some(4096)));
+    assert_eq!(
+        host.body(0, "PUT /mmds/config"),
+        json!({ "network_interfaces": ["net"], "version": "V2" })
+    );
+    let metadata = host.body(0, "PUT /mmds");
+    assert!(metadata["instanceID"].is_string() && metadata["envID"].is_string());
+    assert_eq!(metadata.as_object().unwrap().len(), 2, "nothing secret");
+    let state = machine
+        .save(&host.path("saved"), WITH_MEMORY)
+        .await
+        .unwrap();
+    machine.destroy().await.unwrap();
+    let machine = host.load(&driver, host.slot(), &state).await.unwrap();
+    assert_eq!(
+        host.body(1, "PUT /snapshot/load")["clock_realtime"],
+        json!(true)
+    );
+    assert!(host.calls(1).contains(&"PUT /mmds".to_owned()));
+    machine.destroy().await.unwrap();
+    host.expect_nothing_left(&driver).await;
+
+    // An older one is not asked for what it does not know.
+    let old = of_version("1.15.0");
+    let mut options = old.options();
+    options.advance_clock = true;
+    let driver = Firecracker::new(options).unwrap();
+    let machine = old.start(&driver).await;
+    let state = machine.save(&old.path("saved"), WITH_MEMORY).await.unwrap();
+    machine.destroy().await.unwrap();
+    let machine = old.load(&driver, old.slot(), &state).await.unwrap();
+    machine.destroy().await.unwrap();
+    old.expect_nothing_left(&driver).await;
 }
 
 /// The stand-in itself: what the description refuses.

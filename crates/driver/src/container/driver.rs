@@ -12,8 +12,11 @@ use super::{
 };
 use crate::{
     Capabilities, Driver, DriverError, DriverKind, Machine, MachineRecord, NetworkSlot, Plan,
-    Prepared, SavedState, cannot,
+    Prepared, SavedState,
+    blocking::blocking,
+    cannot,
     cgroup::{Group, Hierarchies, IoLimits, Limits},
+    directory::make_private,
     doing,
     layer::{self, Layer, Layers},
     phases::Stopwatch,
@@ -553,31 +556,12 @@ impl Inner {
     }
 }
 
-/// Runs what blocks away from the asynchronous threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
-) -> Result<T, DriverError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(doing("work on a thread")(io::Error::other(error))),
-    }
-}
-
 pub(super) fn limits(resources: &Resources, processes: u32) -> Limits {
     Limits {
         memory: resources.memory.0,
         vcpus: resources.vcpus,
         processes,
     }
-}
-
-fn make_private(directory: &Path) -> Result<(), DriverError> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(doing(format!("make {}", directory.display())))
 }
 
 /// The file through which a process joins a control group of version 1.

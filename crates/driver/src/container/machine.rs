@@ -2,13 +2,13 @@
 
 use super::{
     connection::Connection,
-    driver::{Inner, blocking, remove_group},
+    driver::{Inner, remove_group},
     protocol::{Answer, Request, Status},
     save,
 };
 use crate::{
     DriverError, Exit, Machine, MachineRecord, Phases, SaveOptions, SavedState, Usage,
-    cgroup::Group, doing, layer, layer::Layer, phases::Stopwatch,
+    blocking::blocking, cgroup::Group, doing, layer, layer::Layer, phases::Stopwatch,
 };
 use rustix::process::{Signal, pidfd_send_signal};
 use std::{

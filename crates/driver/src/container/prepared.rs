@@ -1,7 +1,7 @@
 //! A cell that is nobody's yet.
 
 use super::{
-    driver::{blocking, limits},
+    driver::limits,
     machine::{Cell, ContainerMachine},
     notes::Notes,
     process,
@@ -9,8 +9,8 @@ use super::{
     save::DISK,
 };
 use crate::{
-    DriverError, Machine, NetworkSlot, Origin, Prepared, StartSpec, doing, layer::Layer,
-    phases::Stopwatch,
+    DriverError, Machine, NetworkSlot, Origin, Prepared, StartSpec, blocking::blocking, doing,
+    layer::Layer, phases::Stopwatch,
 };
 use api::boot::CellClaim;
 use std::{

@@ -8,15 +8,12 @@
 //! If this program dies halfway, a mark beside the layer says that the sandbox stands still only
 //! for that, and whoever adopts it lets it go on.
 
-use super::{
-    driver::{Inner, blocking},
-    machine::Cell,
-    notes::Notes,
-};
+use super::{driver::Inner, machine::Cell, notes::Notes};
 use crate::{
     DriverError, DriverKind, SaveOptions, SavedState,
+    blocking::blocking,
     cgroup::Group,
-    doing,
+    doing, full_or,
     layer::{self, Layer},
     qemu::checksums,
 };
@@ -77,14 +74,14 @@ pub(super) async fn save(
             layer
                 .write_back()
                 .and_then(|()| layer.copy_to(&disk, !options.goes_on))
-                .map_err(full_or(format!("copy the layer of slot {slot}")))?;
+                .map_err(|error| full_or(error, format!("copy the layer of slot {slot}")))?;
             // What takes long happens when it goes on.
             let stand = match options.goes_on {
                 true => stand.end().map(|()| None)?,
                 false => Some(stand),
             };
             checksums::write(&directory)
-                .map_err(full_or(format!("write {} through", disk.display())))?;
+                .map_err(|error| full_or(error, format!("write {} through", disk.display())))?;
             state.seal()?;
             if let Some(stand) = stand {
                 stand.stay();
@@ -137,7 +134,8 @@ impl<'a> Stand<'a> {
         if !frozen {
             if options.goes_on {
                 let mark = inner.layers.beside(slot, layer::SAVING);
-                fs::write(&mark, "").map_err(full_or(format!("make {}", mark.display())))?;
+                fs::write(&mark, "")
+                    .map_err(|error| full_or(error, format!("make {}", mark.display())))?;
             }
             freeze(group, slot)?;
         }
@@ -182,15 +180,4 @@ pub(super) fn freeze(group: &Group, slot: u32) -> Result<(), DriverError> {
         },
         _ => doing(format!("stop the processes of slot {slot}"))(error),
     })
-}
-
-/// A full disk, or any other error with what was being done.
-fn full_or(what: String) -> impl FnOnce(io::Error) -> DriverError {
-    move |source| match source.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => DriverError::Exhausted {
-            what: "disk",
-            cause: source.to_string(),
-        },
-        _ => doing(what)(source),
-    }
 }

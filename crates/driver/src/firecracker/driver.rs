@@ -1,59 +1,42 @@
 //! [`Firecracker`]: prepare, adopt, sweep, shut down.
 
 use super::{
+    client::Client,
     hold::Hold,
     jail::Jail,
-    launch,
-    machine::FirecrackerMachine,
+    launch::{self, Launched},
     memory,
     messages::{
-        self, Action, Balloon, BootSource, DEVICES, DRIVES, Entropy, INITRAMFS, Interface, KERNEL,
-        LAYER, MEMORY, MachineConfig, ROOT,
+        Action, Backend, Balloon, BootSource, Change, DEVICES, DRIVES, Entropy, GuestMemory,
+        INITRAMFS, Interface, KERNEL, LAYER, MEMORY, MachineConfig, Metadata, MetadataConfig, ROOT,
     },
-    prepared::{Parts, PreparedMachine},
-    save::link_or_copy,
+    pages::{self, Pages},
+    restore, save,
     version::{Version, parse_first_line},
 };
 use crate::{
-    Capabilities, Driver, DriverError, DriverKind, Machine, MachineRecord, NetworkSlot, Origin,
-    Plan, Prepared, SavedState,
-    cgroup::{Group, Hierarchies, Limits},
-    container::{process, remove_group},
-    doing,
+    DriverError, DriverKind, MachineRecord, NetworkSlot, Origin, Plan, SaveOptions, SavedState,
+    blocking::blocking,
+    cgroup::{Group, Limits},
+    full_or,
     kernel::{Hypervisor, Kernel, command_line},
     kvm,
-    layer::Layers,
+    microvm::{self, Host, MicroVms, Vmm, notes::Notes, unsupported},
     phases::Stopwatch,
-    qemu::{
-        accelerator::Accelerator,
-        driver::{full_or, make_private, random_token},
-        guest::Guest,
-        notes::Notes,
-    },
-    slot::machine::TAP,
-    sparse,
+    slot::machine::{self, TAP},
     state::HostFacts,
 };
-use api::{Resources, Secret};
+use api::{Resources, Secret, boot::Identity};
 use std::{
-    collections::HashSet,
     ffi::OsString,
     fs::{self, File},
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
-use tokio::sync::watch;
-
-pub(super) use crate::qemu::driver::blocking;
-
-/// Slots that an instance may have; their users come one after another.
-const MOST_SLOTS: u32 = 4094;
-
-/// The host's number for the user of the first slot: above those of containers.
-const FIRST_ID: u32 = 0x7FFE_0000;
 
 /// What Firecracker itself may use beside the machine's memory, in mebibytes.
 const OWN_MEMORY: u64 = 64;
@@ -65,13 +48,21 @@ const OWN_THREADS: u32 = 16;
 const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long Firecracker may take for an ordinary request.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long shutting down waits.
-const END_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The most processors that Firecracker gives a machine.
 const MOST_PROCESSORS: u32 = 32;
+
+/// Where the memory of a machine that is loaded comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MemoryBackend {
+    /// Firecracker maps the file: machines of one state share the pages that they only read.
+    #[default]
+    File,
+    /// A process of this program's brings each page that the machine touches; see
+    /// [`pages`](super::pages). Where the host has no userfaultfd, it is the file.
+    Pages,
+}
 
 /// How a node runs machines.
 #[derive(Debug, Clone)]
@@ -94,6 +85,25 @@ pub struct FirecrackerOptions {
     /// Whether pages that a loaded machine writes are counted, so that saving it again keeps only
     /// those. It costs a fault for each.
     pub track_dirty_pages: bool,
+    /// Where the memory of a machine that is loaded comes from.
+    pub memory: MemoryBackend,
+    /// Whether memory is in pages of 2 MiB from the host's pool of them
+    /// (`/proc/sys/vm/nr_hugepages`), which control groups do not count as memory. They are always
+    /// brought by a process; states with and without them are not exchanged.
+    pub huge_pages: bool,
+    /// The program, with arguments, that brings pages: its `main` calls
+    /// [`run_if_asked`](super::pages::run_if_asked) first thing.
+    pub pages_command: Vec<OsString>,
+    /// Whether a loaded machine's clocks go on from the time that it is. The guest is told the time
+    /// anyway; this moves its monotonic clock, too, so that timers that were set before it was saved
+    /// are up. Firecracker 1.16 or newer on Linux 5.16 or newer; others let them go on.
+    pub advance_clock: bool,
+    /// How often guests are asked what their memory holds, for
+    /// [`guest_memory`](Firecracker::guest_memory). It wakes them each time.
+    pub balloon_statistics: Option<Duration>,
+    /// Whether programs inside can ask Firecracker at 169.254.169.254 for the ids of sandbox and
+    /// template (MMDS, version 2).
+    pub metadata: bool,
     /// Whether to try first if KVM runs code. Only tests, with something in place of Firecracker,
     /// do without.
     pub try_kvm: bool,
@@ -107,15 +117,22 @@ impl FirecrackerOptions {
         (program, jailer): (PathBuf, PathBuf),
         kernel: Kernel,
     ) -> Self {
+        let instance = instance.into();
         Self {
             data_directory: data_directory.into(),
-            instance: instance.into(),
+            first_id: machine::first_user(&instance),
+            instance,
             program,
             jailer,
             kernel,
-            first_id: FIRST_ID,
             cpu_template: None,
             track_dirty_pages: true,
+            memory: MemoryBackend::default(),
+            huge_pages: false,
+            pages_command: vec!["/proc/self/exe".into(), "pages".into()],
+            advance_clock: false,
+            balloon_statistics: None,
+            metadata: false,
             try_kvm: true,
         }
     }
@@ -129,20 +146,25 @@ pub struct Firecracker {
 
 /// What the driver and its machines share.
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(crate) struct Inner {
     pub(super) options: FirecrackerOptions,
-    pub(super) hierarchies: Hierarchies,
+    pub(super) host: Arc<Host>,
     pub(super) version: Version,
     pub(super) facts: HostFacts,
     /// The folder above all jails.
     pub(super) jails: PathBuf,
     /// What the jailer names files and folders after.
     pub(super) program_name: OsString,
-    layers: Layers,
-    /// Slots that have a machine in this program.
-    held: Mutex<HashSet<u32>>,
-    /// How much is being cleared away in the background.
-    clearing: watch::Sender<usize>,
+    /// Whether memory is brought page by page.
+    serves_pages: bool,
+}
+
+impl MicroVms for Firecracker {
+    type Vmm = Inner;
+
+    fn vmm(&self) -> &Arc<Inner> {
+        &self.inner
+    }
 }
 
 impl Firecracker {
@@ -152,36 +174,20 @@ impl Firecracker {
     /// # Errors
     /// [`DriverError::Unsupported`] if something is missing, or too old.
     pub fn new(options: FirecrackerOptions) -> Result<Self, DriverError> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(unsupported(
-                "machines need root, to be locked up",
-                "Start Atoll as root, for example with sudo",
-            ));
-        }
+        let hierarchies = Host::look()?;
         if options.try_kvm {
             kvm::usable().map_err(|reason| {
                 unsupported(
-                    &format!("the `firecracker` driver needs KVM: {reason}"),
+                    format!("the `firecracker` driver needs KVM: {reason}"),
                     "Enable virtualisation in the firmware, or use the `qemu` driver",
                 )
             })?;
-        }
-        let hierarchies = Hierarchies::find().map_err(doing("read the mount table"))?;
-        let missing = hierarchies.missing();
-        if !missing.is_empty() {
-            return Err(unsupported(
-                &format!(
-                    "control group controllers are missing: {}",
-                    missing.join(", ")
-                ),
-                "Boot with them enabled, or in a container mount /sys/fs/cgroup writable",
-            ));
         }
         let version = version_of(&options.program)?.check()?;
         let jailer = version_of(&options.jailer)?;
         if jailer != version {
             return Err(unsupported(
-                &format!("Firecracker is {version} and its jailer {jailer}"),
+                format!("Firecracker is {version} and its jailer {jailer}"),
                 "Install both from one release",
             ));
         }
@@ -196,24 +202,23 @@ impl Firecracker {
                 )
             })?
             .to_owned();
+        let serves_pages = serves_pages(&options)?;
         let facts = facts(&options, version);
-        let make = |name: &str| -> Result<PathBuf, DriverError> {
-            let path = options.data_directory.join(name);
-            make_private(&path)?;
-            path.canonicalize()
-                .map_err(doing(format!("find {}", path.display())))
-        };
+        let host = Host::open(
+            hierarchies,
+            &options.data_directory,
+            &options.instance,
+            options.first_id,
+        )?;
         Ok(Self {
             inner: Arc::new(Inner {
-                jails: make("jails")?,
-                layers: Layers::open(make("layers")?)?,
-                hierarchies,
+                jails: host.folder("jails")?,
+                host: Arc::new(host),
                 version,
                 facts,
                 program_name,
+                serves_pages,
                 options,
-                held: Mutex::default(),
-                clearing: watch::channel(0).0,
             }),
         })
     }
@@ -227,12 +232,34 @@ impl Firecracker {
     pub fn facts(&self) -> &HostFacts {
         &self.inner.facts
     }
+
+    /// What the guest in a slot says of its memory; none of it is to be trusted.
+    ///
+    /// # Errors
+    /// If it was started without
+    /// [`balloon_statistics`](FirecrackerOptions::balloon_statistics), or does not run.
+    pub async fn guest_memory(&self, slot: u32) -> Result<GuestMemory, DriverError> {
+        Client::new(self.inner.jail_of(slot).root())
+            .get("/balloon/statistics", PATIENCE)
+            .await
+    }
 }
 
-fn unsupported(cause: &str, remedy: &str) -> DriverError {
-    DriverError::Unsupported {
-        cause: cause.into(),
-        remedy: remedy.into(),
+/// Whether memory is to be brought page by page, and can be.
+fn serves_pages(options: &FirecrackerOptions) -> Result<bool, DriverError> {
+    if !options.huge_pages && options.memory == MemoryBackend::File {
+        return Ok(false);
+    }
+    match pages::is_usable() {
+        Ok(()) => Ok(true),
+        Err(error) if options.huge_pages => Err(unsupported(
+            format!("huge pages need userfaultfd, and /dev/userfaultfd cannot be used: {error}"),
+            "Start Linux 6.1 or newer with CONFIG_USERFAULTFD, or set vm.unprivileged_userfaultfd to 1",
+        )),
+        Err(error) => {
+            tracing::warn!(%error, "memory comes from files, as userfaultfd cannot be used");
+            Ok(false)
+        }
     }
 }
 
@@ -252,11 +279,11 @@ fn version_of(program: &Path) -> Result<Version, DriverError> {
     let remedy = "Install Firecracker and its jailer from one release: \
                   https://github.com/firecracker-microvm/firecracker/releases";
     let text = ask(program, "--version").map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => unsupported(&format!("{name} is not there"), remedy),
-        _ => unsupported(&format!("{name} does not start: {error}"), remedy),
+        io::ErrorKind::NotFound => unsupported(format!("{name} is not there"), remedy),
+        _ => unsupported(format!("{name} does not start: {error}"), remedy),
     })?;
     parse_first_line(&text)
-        .ok_or_else(|| unsupported(&format!("{name} does not tell its version"), remedy))
+        .ok_or_else(|| unsupported(format!("{name} does not tell its version"), remedy))
 }
 
 /// What snapshots are bound to: the format of their files is the version's, and what a processor
@@ -264,107 +291,71 @@ fn version_of(program: &Path) -> Result<Version, DriverError> {
 fn facts(options: &FirecrackerOptions, version: Version) -> HostFacts {
     let format = ask(&options.program, "--snapshot-version").unwrap_or_default();
     let format: String = format.trim().chars().take(20).collect();
-    let short = |digest: &str| digest.chars().take(32).collect::<String>();
-    HostFacts {
-        program: format!("Firecracker {version}, snapshots {format}"),
-        accelerator: "kvm".into(),
-        processor: match &options.cpu_template {
-            Some(template) => format!("template {template}"),
-            None => Accelerator::Kvm.processor_facts(),
-        },
-        kernel: format!(
-            "{}, {}",
-            options.kernel.release,
-            short(&options.kernel.digest)
-        ),
-        guest: short(&options.kernel.guest_digest),
-    }
+    let processor = match &options.cpu_template {
+        Some(template) => format!("template {template}"),
+        None => microvm::host_processor(),
+    };
+    let huge = if options.huge_pages {
+        ", huge pages"
+    } else {
+        ""
+    };
+    let program = format!("Firecracker {version}, snapshots {format}{huge}");
+    HostFacts::here(program, "kvm", processor, &options.kernel)
+}
+
+/// What a machine is made with.
+struct Furniture {
+    group: Group,
+    jail: Jail,
+    /// Where its pages are asked for, and the files that they are in, if they will be served.
+    pages: Option<(OwnedFd, Vec<File>)>,
 }
 
 impl Inner {
-    pub(super) fn user_of(&self, slot: u32) -> u32 {
-        self.options.first_id + slot
-    }
-
     pub(super) fn jail_of(&self, slot: u32) -> Jail {
         let path = self.jails.join(&self.program_name).join(slot.to_string());
-        Jail::at(path, self.user_of(slot))
+        Jail::at(path, self.host.user_of(slot))
     }
 
     pub(super) fn no_jailer(&self) -> DriverError {
         unsupported(
-            &format!("{} is not there", self.options.jailer.display()),
+            format!("{} is not there", self.options.jailer.display()),
             "Install Firecracker's jailer, of the same release as Firecracker",
         )
     }
 
-    fn held(&self) -> MutexGuard<'_, HashSet<u32>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn let_go(&self, slot: u32) {
-        self.held().remove(&slot);
-    }
-
-    pub(super) fn begin_clearing(&self) {
-        self.clearing.send_modify(|count| *count += 1);
-    }
-
-    pub(super) fn end_clearing(&self) {
-        self.clearing
-            .send_modify(|count| *count = count.saturating_sub(1));
-    }
-
-    fn limits(resources: &Resources) -> Limits {
-        Limits {
-            memory: resources.memory.0 + (OWN_MEMORY << 20),
-            vcpus: resources.vcpus,
-            processes: resources.vcpus + OWN_THREADS,
-        }
-    }
-
     /// The files of a machine, and its group. Blocks.
-    fn furnish(&self, slot: u32, plan: &Plan) -> Result<(Group, Jail), DriverError> {
+    fn furnish(&self, slot: u32, plan: &Plan) -> Result<Furniture, DriverError> {
         let jail = self.jail_of(slot);
         jail.make()?;
-        let root = plan.origin.root().disk.as_ref();
-        let root = root.ok_or_else(|| {
-            unsupported(
-                "the template has no disk image",
-                "Build the template for the `firecracker` driver",
-            )
-        })?;
-        jail.show(root, ROOT)?;
-        match &plan.origin {
-            Origin::Fresh(_) => drop(
-                self.layers
-                    .create_image(&jail.layer(), plan.resources.disk)?,
-            ),
-            Origin::Saved(state) => File::open(state.disk())
-                .and_then(|disk| sparse::copy_to(&disk, &jail.layer()).map(drop))
-                .map_err(|error| full_or(error, "copy a disk"))?,
-        }
+        jail.show(microvm::root_disk(plan, Self::KIND)?, ROOT)?;
+        self.host.make_disk(plan, &jail.layer())?;
         jail.show_layer(LAYER)?;
+        let mut pages = None;
         match &plan.origin {
-            Origin::Saved(state) if state.memory.is_some() => self.show_memory(&jail, state)?,
+            Origin::Saved(state) if state.memory.is_some() => {
+                self.show_memory(&jail, state)?;
+                if self.serves_pages {
+                    pages = Some((pages::listen(&jail)?, memory::files_of(state)?));
+                }
+            }
             _ => {
                 jail.show(&self.options.kernel.image, KERNEL)?;
                 jail.show(&self.options.kernel.initramfs, INITRAMFS)?;
             }
         }
-        let create = || Group::create(&self.hierarchies, &self.options.instance, slot);
-        let group = create()
-            .or_else(|_| {
-                Group::of(&self.hierarchies, &self.options.instance, slot).kill_all()?;
-                create()
-            })
-            .and_then(|group| group.limit(&Self::limits(&plan.resources)).map(|()| group))
-            .map_err(doing(format!("make the control group of slot {slot}")))?;
-        Ok((group, jail))
+        Ok(Furniture {
+            group: self.host.make_group(slot, &self.limits(&plan.resources))?,
+            jail,
+            pages,
+        })
     }
 
     fn show_memory(&self, jail: &Jail, state: &SavedState) -> Result<(), DriverError> {
-        jail.show(&memory::file_of(state)?, MEMORY)?;
+        if !self.serves_pages {
+            jail.show(&memory::file_of(state)?, MEMORY)?;
+        }
         jail.show(&state.directory.join(memory::DEVICES), DEVICES)?;
         let based = state
             .memory
@@ -372,36 +363,13 @@ impl Inner {
             .is_some_and(|memory| memory.base.is_some());
         if based && self.options.track_dirty_pages {
             // Kept here too, as the state may be gone when this machine is saved.
-            link_or_copy(
+            save::link_or_copy(
                 &state.directory.join(memory::DIFFERENCE),
                 &jail.difference(),
             )
             .map_err(|error| full_or(error, "keep what differs of a memory"))?;
         }
         Ok(())
-    }
-
-    /// Ends and removes whatever is left in a slot. Blocks. True if there was anything.
-    fn clear_slot(&self, slot: u32) -> Result<bool, DriverError> {
-        let group = Group::of(&self.hierarchies, &self.options.instance, slot);
-        let existed = group.exists();
-        if existed {
-            group
-                .kill_all()
-                .map_err(doing(format!("end what is left in slot {slot}")))?;
-            remove_group(&group).map_err(doing(format!("remove the group of slot {slot}")))?;
-        }
-        let mut removed = existed;
-        // Also those of a Firecracker that had another name.
-        for (program, _) in self
-            .jailed()
-            .into_iter()
-            .filter(|(_, number)| *number == slot)
-        {
-            let path = program.join(slot.to_string());
-            removed |= Jail::at(path, self.user_of(slot)).remove()?;
-        }
-        Ok(removed)
     }
 
     /// All jails: the folder of the program, and the slot.
@@ -411,74 +379,6 @@ impl Inner {
             .flat_map(|program| read(&program.path()).map(move |slot| (program.path(), slot)))
             .filter_map(|(program, slot)| Some((program, slot.file_name().to_str()?.parse().ok()?)))
             .collect()
-    }
-
-    /// Starts a machine and brings it to where only its identity, or its state, is missing.
-    async fn prepare(
-        self: &Arc<Self>,
-        slot: &Arc<NetworkSlot>,
-        plan: &Plan,
-    ) -> Result<Parts, DriverError> {
-        let mut phases = Stopwatch::start();
-        let number = slot.number;
-        if plan.resources.vcpus > MOST_PROCESSORS {
-            return Err(unsupported(
-                &format!("a machine with {} processors", plan.resources.vcpus),
-                &format!("Firecracker gives a machine at most {MOST_PROCESSORS}"),
-            ));
-        }
-        let loaded = match &plan.origin {
-            Origin::Saved(state) => state.memory.as_ref().map(|memory| (state, memory)),
-            Origin::Fresh(_) => None,
-        };
-        if let Some((state, _)) = loaded {
-            self.check(state)?;
-        }
-        let (inner, furnishing) = (Arc::clone(self), plan.clone());
-        let (group, jail) = blocking(move || inner.furnish(number, &furnishing)).await?;
-        phases.mark("files and control group");
-        let limits = Self::limits(&plan.resources);
-        let launched = launch::launch(self, slot, &jail, &group, &limits).await?;
-        phases.mark("Firecracker");
-        let network = slot
-            .namespace
-            .try_clone()
-            .map_err(doing("keep a network"))?;
-        let guest = Guest::new(network);
-        guest.provide().map_err(doing("enter a network"))?;
-        let token = match loaded {
-            Some((_, memory)) => memory.control_token.clone(),
-            None => random_token()?,
-        };
-        let hold = Hold::of_launched(Arc::clone(self), number, launched, (group, jail), guest);
-        if loaded.is_none()
-            && let Err(error) = self
-                .boot(&hold, slot, &plan.resources, &token, &mut phases)
-                .await
-        {
-            let _ = hold.end().await;
-            return Err(error);
-        }
-        let base = loaded
-            .filter(|_| self.options.track_dirty_pages)
-            .map(|(state, memory)| {
-                memory
-                    .base
-                    .clone()
-                    .unwrap_or_else(|| state.directory.clone())
-            });
-        let notes = Notes {
-            root: plan.origin.root().clone(),
-            resources: plan.resources,
-            base,
-            control_token: token,
-        };
-        Ok(Parts {
-            hold,
-            notes,
-            booted: loaded.is_none(),
-            phases,
-        })
     }
 
     /// Describes a machine to Firecracker, starts it, and waits until its guest waits.
@@ -491,11 +391,12 @@ impl Inner {
         phases: &mut Stopwatch,
     ) -> Result<(), DriverError> {
         let client = &hold.client;
-        let template = self.options.cpu_template.as_deref();
+        let options = &self.options;
+        let template = options.cpu_template.as_deref();
         let source = BootSource::new(command_line(Hypervisor::Firecracker, token));
         let interface = Interface::new(slot.tap.as_deref().unwrap_or(TAP));
         let describe = async {
-            let config = MachineConfig::new(resources, template);
+            let config = MachineConfig::new(resources, template, options.huge_pages);
             client.put("/machine-config", &config, PATIENCE).await?;
             client.put("/boot-source", &source, PATIENCE).await?;
             for drive in &DRIVES {
@@ -504,135 +405,185 @@ impl Inner {
             }
             let path = format!("/network-interfaces/{}", interface.iface_id);
             client.put(&path, &interface, PATIENCE).await?;
-            let balloon = Balloon::new(self.version);
+            if options.metadata {
+                let on = MetadataConfig::ON;
+                client.put("/mmds/config", &on, PATIENCE).await?;
+            }
+            let statistics = options.balloon_statistics;
+            let balloon = Balloon::new(self.version, statistics, options.huge_pages);
             client.put("/balloon", &balloon, PATIENCE).await?;
             client.put("/entropy", &Entropy {}, PATIENCE).await?;
             client.put("/actions", &Action::START, PATIENCE).await
         };
         hold.unless_ended(describe).await?;
         phases.mark("describe and start");
-        hold.wait_for_guest(BOOT_PATIENCE).await?;
+        hold.unless_ended(hold.wait_for_guest(BOOT_PATIENCE))
+            .await?;
         phases.mark("boot");
         Ok(())
-    }
-
-    fn check(&self, state: &SavedState) -> Result<(), DriverError> {
-        let Some(memory) = &state.memory else {
-            return Ok(());
-        };
-        let mut reasons = Vec::new();
-        if state.driver != DriverKind::Firecracker {
-            reasons.push("it was saved by another driver".to_owned());
-        }
-        reasons.extend(memory.host.differences(&self.facts));
-        if reasons.is_empty() {
-            return Ok(());
-        }
-        Err(unsupported(
-            &format!(
-                "its memory cannot be resumed on this machine: {}",
-                reasons.join(", ")
-            ),
-            "Resume it where it was saved, or start from its disk; a template is built anew",
-        ))
     }
 }
 
 #[async_trait::async_trait]
-impl Driver for Firecracker {
-    fn kind(&self) -> DriverKind {
-        DriverKind::Firecracker
+impl Vmm for Inner {
+    type Hold = Hold;
+
+    const KIND: DriverKind = DriverKind::Firecracker;
+    const DISK: &'static str = Jail::LAYER;
+
+    fn host(&self) -> &Arc<Host> {
+        &self.host
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            memory_snapshot: true,
-            needs_disk: true,
-            prepares_anything: false,
+    fn facts(&self) -> &HostFacts {
+        &self.facts
+    }
+
+    fn limits(&self, resources: &Resources) -> Limits {
+        Limits {
+            memory: resources.memory.0 + (OWN_MEMORY << 20),
+            vcpus: resources.vcpus,
+            processes: resources.vcpus + OWN_THREADS,
         }
+    }
+
+    /// Also those of a Firecracker that had another name.
+    fn directories_of(&self, slot: u32) -> Vec<PathBuf> {
+        let of_slot = self.jailed().into_iter();
+        of_slot
+            .filter(|(_, number)| *number == slot)
+            .map(|(program, _)| program.join(slot.to_string()))
+            .collect()
+    }
+
+    fn slots(&self) -> Vec<u32> {
+        self.jailed().into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    fn refuse(&self, resources: &Resources) -> Result<(), DriverError> {
+        if resources.vcpus > MOST_PROCESSORS {
+            return Err(unsupported(
+                format!("a machine with {} processors", resources.vcpus),
+                format!("Firecracker gives a machine at most {MOST_PROCESSORS}"),
+            ));
+        }
+        if self.options.huge_pages && !resources.memory.as_mebibytes().is_multiple_of(2) {
+            return Err(unsupported(
+                format!(
+                    "a machine on huge pages with {} of memory",
+                    resources.memory
+                ),
+                "Ask for an even number of mebibytes",
+            ));
+        }
+        Ok(())
     }
 
     async fn prepare(
-        &self,
-        slot: Arc<NetworkSlot>,
+        this: &Arc<Self>,
+        slot: &Arc<NetworkSlot>,
         plan: &Plan,
-    ) -> Result<Box<dyn Prepared>, DriverError> {
+        phases: &mut Stopwatch,
+    ) -> Result<(Hold, Notes), DriverError> {
         let number = slot.number;
-        if number >= MOST_SLOTS {
-            return Err(DriverError::Exhausted {
-                what: "slots",
-                cause: format!("slot {number} is beyond the last of {MOST_SLOTS}"),
-            });
-        }
-        self.inner.held().insert(number);
-        match self.inner.prepare(&slot, plan).await {
-            Ok(parts) => Ok(Box::new(PreparedMachine::new(parts, slot))),
-            Err(error) => {
-                let inner = Arc::clone(&self.inner);
-                if let Err(error) = blocking(move || inner.clear_slot(number).map(drop)).await {
-                    tracing::warn!(%error, slot = number, "half a machine is left");
-                }
-                self.inner.let_go(number);
-                Err(error)
-            }
-        }
-    }
-
-    fn check(&self, state: &SavedState) -> Result<(), DriverError> {
-        self.inner.check(state)
-    }
-
-    async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError> {
-        let found = process::find(record.pid, record.start_time)
-            .map_err(doing(format!("look for process {}", record.pid)))?;
-        let Some(process) = found else {
-            return Ok(None);
+        let loaded = match &plan.origin {
+            Origin::Saved(state) => state.memory.as_ref(),
+            Origin::Fresh(_) => None,
         };
-        let directory = self.inner.jail_of(record.slot).path().to_owned();
+        let (inner, furnishing) = (Arc::clone(this), plan.clone());
+        let furniture = blocking(move || inner.furnish(number, &furnishing)).await?;
+        let Furniture { group, jail, pages } = furniture;
+        phases.mark("files and control group");
+        let limits = this.limits(&plan.resources);
+        let launched: Launched = launch::launch(this, slot, &jail, &group, &limits).await?;
+        phases.mark("Firecracker");
+        let token = match loaded {
+            Some(memory) => memory.control_token.clone(),
+            None => microvm::random_token()?,
+        };
+        let loads = loaded.map(|_| match pages {
+            Some(_) => Backend::PAGES,
+            None => Backend::FILE,
+        });
+        if let Some((listener, memory)) = pages {
+            let pages = Pages {
+                command: &this.options.pages_command,
+                slot,
+                jail: &jail,
+                group: &group,
+                listener,
+                memory,
+            };
+            pages.start(launched.process.descriptor.get_ref()).await?;
+            phases.mark("server of pages");
+        }
+        let hold = Hold::of_launched(this, slot, launched, (group, jail), loads)?;
+        if loads.is_none()
+            && let Err(error) = this
+                .boot(&hold, slot, &plan.resources, &token, phases)
+                .await
+        {
+            let _ = hold.end().await;
+            return Err(error);
+        }
+        let notes = Notes::of_plan(plan, this.options.track_dirty_pages, token);
+        Ok((hold, notes))
+    }
+
+    async fn adopt(
+        this: &Arc<Self>,
+        record: &MachineRecord,
+        process: OwnedFd,
+    ) -> Result<Option<(Hold, Notes)>, DriverError> {
+        let directory = this.jail_of(record.slot).path().to_owned();
         let Some(notes) = blocking(move || Notes::find(&directory)).await? else {
             return Ok(None);
         };
-        let inner = Arc::clone(&self.inner);
-        let hold = Hold::of_adopted(
-            Arc::clone(&inner),
-            record.slot,
-            (record.pid, record.start_time),
-            process,
-        )?;
-        let alive: Result<messages::InstanceInfo, _> = hold.client.get("/", PATIENCE).await;
-        alive?;
-        inner.held().insert(record.slot);
-        Ok(Some(Box::new(FirecrackerMachine::new(
-            hold,
-            notes,
-            Stopwatch::start(),
-        ))))
+        let hold = Hold::of_adopted(this, record, process)?;
+        hold.stands().await?;
+        Ok(Some((hold, notes)))
     }
 
-    async fn sweep(&self, keep: &[u32]) -> Result<Vec<String>, DriverError> {
-        let inner = Arc::clone(&self.inner);
-        let keep = keep.to_vec();
-        blocking(move || {
-            let mut slots = Group::slots(&inner.hierarchies, &inner.options.instance);
-            slots.extend(inner.jailed().into_iter().map(|(_, slot)| slot));
-            slots.sort_unstable();
-            slots.dedup();
-            let mut removed = Vec::new();
-            for slot in slots {
-                let kept = keep.contains(&slot) || inner.held().contains(&slot);
-                if !kept && inner.clear_slot(slot)? {
-                    removed.push(format!("sandbox in slot {slot}"));
-                }
-            }
-            Ok(removed)
-        })
-        .await
+    async fn go(
+        hold: &Hold,
+        slot: &NetworkSlot,
+        identity: &Identity,
+        notes: &Notes,
+        patience: Duration,
+        phases: &mut Stopwatch,
+    ) -> Result<(), DriverError> {
+        if let Some(backend) = hold.loads {
+            restore::load(hold, backend, slot, notes, patience).await?;
+            phases.mark("load");
+        }
+        if hold.inner.options.metadata {
+            // Firecracker saves that it answers, and not what.
+            let metadata = Metadata::new(identity);
+            let asked = hold.client.put("/mmds", &metadata, PATIENCE);
+            hold.unless_ended(asked).await?;
+        }
+        Ok(())
     }
 
-    async fn shutdown(&self) {
-        let mut clearing = self.inner.clearing.subscribe();
-        let cleared = clearing.wait_for(|count| *count == 0);
-        let _ = tokio::time::timeout(END_PATIENCE, cleared).await;
-        Group::remove_instance(&self.inner.hierarchies, &self.inner.options.instance);
+    async fn stands(hold: &Hold) -> Result<bool, DriverError> {
+        hold.stands().await
+    }
+
+    async fn stop(hold: &Hold) -> Result<(), DriverError> {
+        hold.change(Change::PAUSE).await
+    }
+
+    async fn go_on(hold: &Hold) -> Result<(), DriverError> {
+        hold.change(Change::RESUME).await
+    }
+
+    async fn save(
+        hold: &Hold,
+        notes: &mut Notes,
+        directory: &Path,
+        options: SaveOptions,
+        stands: bool,
+    ) -> Result<SavedState, DriverError> {
+        save::save(hold, notes, directory, options, stands).await
     }
 }

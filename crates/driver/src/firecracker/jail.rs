@@ -6,6 +6,7 @@
 //!   root/                               belongs to the machine's user
 //!     firecracker  dev/  api.socket     made by jailer and Firecracker
 //!     kernel  initramfs  root.img  layer.img  memory  devices     shown
+//!     pages.socket                      where pages are asked for, if they are served
 //!     save/                             where snapshots are written
 //! ```
 //!
@@ -13,10 +14,10 @@
 //! in its root; so what comes from there is never trusted to be what it was, and links are not
 //! followed.
 
-use crate::{DriverError, doing, sparse};
+use crate::{DriverError, directory, doing, sparse};
 use rustix::{
     fs::{Mode, OFlags},
-    mount::{UnmountFlags, mount_bind, unmount},
+    mount::mount_bind,
 };
 use std::{
     fs::{self, File},
@@ -39,6 +40,9 @@ pub(super) struct Jail {
 }
 
 impl Jail {
+    /// The writable disk's name in the directory.
+    pub(super) const LAYER: &str = "layer.img";
+
     /// The one at a path, whether or not it is there; `user` is who owns what is inside.
     pub(super) fn at(path: PathBuf, user: u32) -> Self {
         Self { path, user }
@@ -48,13 +52,18 @@ impl Jail {
         &self.path
     }
 
+    /// Who owns what is inside.
+    pub(super) fn user(&self) -> u32 {
+        self.user
+    }
+
     pub(super) fn root(&self) -> PathBuf {
         self.path.join("root")
     }
 
     /// The writable disk.
     pub(super) fn layer(&self) -> PathBuf {
-        self.path.join("layer.img")
+        self.path.join(Self::LAYER)
     }
 
     /// By what the memory that was loaded differs from that of its base.
@@ -64,7 +73,7 @@ impl Jail {
 
     /// Makes it, empty. What was there is removed.
     pub(super) fn make(&self) -> Result<(), DriverError> {
-        self.remove()?;
+        directory::remove(&self.path)?;
         let root = self.root();
         fs::DirBuilder::new()
             .recursive(true)
@@ -160,36 +169,6 @@ impl Jail {
         }
         Ok(file)
     }
-
-    /// Removes it with all that it shows. True if it was there. Nothing may run in it.
-    pub(super) fn remove(&self) -> Result<bool, DriverError> {
-        let path = &self.path;
-        let remove = || -> io::Result<bool> {
-            if fs::symlink_metadata(path).is_err() {
-                return Ok(false);
-            }
-            for place in mounts_below(path)? {
-                unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
-            }
-            fs::remove_dir_all(path)?;
-            Ok(true)
-        };
-        remove().map_err(doing(format!("remove {}", path.display())))
-    }
-}
-
-/// Mounts below a directory, the last first.
-fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut places: Vec<PathBuf> = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        // A data directory with blanks in its name is written with escapes.
-        .map(|place| PathBuf::from(place.replace("\\040", " ")))
-        .filter(|place| place.starts_with(directory))
-        .collect();
-    places.reverse();
-    Ok(places)
 }
 
 #[cfg(test)]
@@ -199,11 +178,11 @@ mod tests {
 
     #[test]
     fn what_is_shown_can_be_read_and_is_removed_with_the_jail() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("file");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
         fs::write(&file, "content").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-        let jail = Jail::at(directory.path().join("jail"), 4242);
+        let jail = Jail::at(folder.path().join("jail"), 4242);
         jail.make().unwrap();
         jail.show(&file, "/shown").unwrap();
         assert_eq!(fs::read(jail.root().join("shown")).unwrap(), b"content");
@@ -213,19 +192,19 @@ mod tests {
         fs::write(other.path().join("far"), "far").unwrap();
         jail.show(&other.path().join("far"), "/far").unwrap();
         assert_eq!(fs::read(jail.root().join("far")).unwrap(), b"far");
-        assert!(jail.remove().unwrap());
-        assert!(!jail.remove().unwrap());
+        assert!(directory::remove(&jail.path).unwrap());
+        assert!(!directory::remove(&jail.path).unwrap());
         assert_eq!(fs::read(&file).unwrap(), b"content");
         assert_eq!(fs::read(other.path().join("far")).unwrap(), b"far");
     }
 
     #[test]
     fn links_and_strangers_files_are_not_taken_for_a_snapshot() {
-        let directory = tempfile::tempdir().unwrap();
-        let jail = Jail::at(directory.path().join("jail"), 4242);
+        let folder = tempfile::tempdir().unwrap();
+        let jail = Jail::at(folder.path().join("jail"), 4242);
         jail.make().unwrap();
         jail.make_save().unwrap();
-        let target = directory.path().join("target");
+        let target = folder.path().join("target");
         let save = jail.root().join(SAVE);
         symlink("/etc/passwd", save.join("devices")).unwrap();
         assert!(jail.take_devices(&target).is_err());
@@ -245,9 +224,9 @@ mod tests {
         // The whole directory may be replaced, too.
         jail.forget_save().unwrap();
         symlink("/etc", &save).unwrap();
-        assert!(jail.take_devices(&directory.path().join("other")).is_err());
+        assert!(jail.take_devices(&folder.path().join("other")).is_err());
         jail.forget_save().unwrap();
         assert!(Path::new("/etc").exists());
-        jail.remove().unwrap();
+        directory::remove(&jail.path).unwrap();
     }
 }

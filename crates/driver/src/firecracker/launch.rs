@@ -13,7 +13,11 @@ use crate::{
     cgroup::{Group, Limits},
     container::process,
     doing,
-    qemu::console::{Complaints, Console},
+    microvm::{
+        Process,
+        console::{Complaints, Console},
+        members,
+    },
 };
 use rustix::{
     fs::{Mode, OFlags, inotify},
@@ -41,12 +45,8 @@ const MOMENT: Duration = Duration::from_millis(1);
 
 /// A Firecracker that waits to be told what it is. Whoever drops it must end its group.
 pub(super) struct Launched {
-    pub(super) pid: u32,
-    pub(super) start_time: u64,
-    pub(super) process: AsyncFd<OwnedFd>,
+    pub(super) process: Process,
     pub(super) client: Client,
-    pub(super) console: Console,
-    pub(super) complaints: Complaints,
 }
 
 /// Starts it. On failure processes may be left in the group.
@@ -74,10 +74,10 @@ pub(super) async fn launch(
         program: &inner.options.program,
         jails: &inner.jails,
         slot: slot.number,
-        instance: &inner.options.instance,
-        user: inner.user_of(slot.number),
+        instance: &inner.host.instance,
+        user: inner.host.user_of(slot.number),
         network: Path::new(&network),
-        hierarchies: &inner.hierarchies,
+        hierarchies: &inner.host.hierarchies,
         limits,
     };
     let mut command = Command::new(&inner.options.jailer);
@@ -131,12 +131,16 @@ pub(super) async fn launch(
     }
     check_version(inner, &client).await?;
     Ok(Launched {
-        pid,
-        start_time,
-        process,
+        process: Process {
+            pid,
+            start_time,
+            descriptor: process,
+            console,
+            complaints,
+            // Its parent is the jailer, which has ended.
+            end: None,
+        },
         client,
-        console,
-        complaints,
     })
 }
 
@@ -245,13 +249,6 @@ fn find(file: &Path, group: &Group) -> Result<(u32, u64, OwnedFd), DriverError> 
         Some(libc::ESRCH) => DriverError::Guest("Firecracker ended early".into()),
         _ => doing(format!("read {}", file.display()))(error),
     })
-}
-
-fn members(group: &Group) -> impl Iterator<Item = PathBuf> {
-    let groups = group.legacy().into_iter();
-    groups
-        .chain(group.unified().map(Into::into))
-        .map(|group| group.join("cgroup.procs"))
 }
 
 fn is_member(group: &Group, pid: u32) -> bool {

@@ -31,6 +31,23 @@ const MERGED: &str = "memory.merged";
 /// How much is copied at once.
 const PART: usize = 1 << 20;
 
+/// The files that a state's memory consists of, the uppermost first: where one has a hole, the next
+/// counts. Blocks.
+pub(super) fn files_of(state: &SavedState) -> Result<Vec<File>, DriverError> {
+    let base = state
+        .memory
+        .as_ref()
+        .and_then(|memory| memory.base.as_ref());
+    let paths = match base {
+        Some(base) => vec![state.directory.join(DIFFERENCE), base.join(WHOLE)],
+        None => vec![state.directory.join(WHOLE)],
+    };
+    paths
+        .iter()
+        .map(|path| File::open(path).map_err(doing(format!("open {}", path.display()))))
+        .collect()
+}
+
 /// The file to load a state's memory from. Blocks; makes it if need be, which costs little where
 /// the file system copies by reference, and else as much as the base's memory.
 pub(super) fn file_of(state: &SavedState) -> Result<PathBuf, DriverError> {

@@ -2,8 +2,9 @@
 
 use super::version::Version;
 use crate::slot::machine::MAC;
-use api::Resources;
+use api::{Resources, boot::Identity};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Where things are as Firecracker sees them. Paths of drives are part of a snapshot, so they are
 /// the same in every jail.
@@ -14,6 +15,8 @@ pub(super) const LAYER: &str = "/layer.img";
 /// What is loaded.
 pub(super) const MEMORY: &str = "/memory";
 pub(super) const DEVICES: &str = "/devices";
+/// Where pages are asked for; in the root.
+const PAGES: &str = "/pages.socket";
 /// What is saved.
 pub(super) const SAVED_MEMORY: &str = "/save/memory";
 pub(super) const SAVED_DEVICES: &str = "/save/devices";
@@ -47,16 +50,19 @@ pub(super) struct MachineConfig {
     track_dirty_pages: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     cpu_template: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    huge_pages: Option<&'static str>,
 }
 
 impl MachineConfig {
-    pub(super) fn new(resources: &Resources, cpu_template: Option<&str>) -> Self {
+    pub(super) fn new(resources: &Resources, cpu_template: Option<&str>, huge_pages: bool) -> Self {
         Self {
             vcpu_count: resources.vcpus.max(1),
             mem_size_mib: resources.memory.as_mebibytes().max(1),
             // What a machine that boots touches is saved whole.
             track_dirty_pages: false,
             cpu_template: cpu_template.map(str::to_owned),
+            huge_pages: huge_pages.then_some("2M"),
         }
     }
 }
@@ -115,15 +121,72 @@ pub(super) struct Balloon {
     amount_mib: u32,
     deflate_on_oom: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    stats_polling_interval_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     free_page_reporting: Option<bool>,
 }
 
 impl Balloon {
-    pub(super) fn new(version: Version) -> Self {
+    /// With `statistics`, the guest is asked for them that often. What is freed is told page by page,
+    /// which does not give back `huge_pages`.
+    pub(super) fn new(version: Version, statistics: Option<Duration>, huge_pages: bool) -> Self {
+        let reports = version.reports_free_pages() && !huge_pages;
         Self {
             amount_mib: 0,
             deflate_on_oom: true,
-            free_page_reporting: version.reports_free_pages().then_some(true),
+            stats_polling_interval_s: statistics.map(|interval| interval.as_secs().max(1)),
+            free_page_reporting: reports.then_some(true),
+        }
+    }
+}
+
+/// The answer to `GET /balloon/statistics`: what the guest says of its memory, in bytes. It may say
+/// what it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct GuestMemory {
+    /// All that it has.
+    #[serde(rename = "total_memory")]
+    pub total: Option<u64>,
+    /// Not used for anything.
+    #[serde(rename = "free_memory")]
+    pub free: Option<u64>,
+    /// Estimated to be there for new programs.
+    #[serde(rename = "available_memory")]
+    pub available: Option<u64>,
+    /// Caches of files, which can be given back quickly.
+    #[serde(rename = "disk_caches")]
+    pub caches: Option<u64>,
+}
+
+/// `PUT /mmds/config`: the second version, which wants a token first, so that a program that can be
+/// made to fetch an address does not get at it.
+#[derive(Debug, Serialize)]
+pub(super) struct MetadataConfig {
+    network_interfaces: [&'static str; 1],
+    version: &'static str,
+}
+
+impl MetadataConfig {
+    pub(super) const ON: Self = Self {
+        network_interfaces: [INTERFACE],
+        version: "V2",
+    };
+}
+
+/// `PUT /mmds`: who the sandbox is, and nothing secret.
+#[derive(Debug, Serialize)]
+pub(super) struct Metadata {
+    #[serde(rename = "instanceID")]
+    sandbox: String,
+    #[serde(rename = "envID")]
+    template: String,
+}
+
+impl Metadata {
+    pub(super) fn new(identity: &Identity) -> Self {
+        Self {
+            sandbox: identity.sandbox.to_string(),
+            template: identity.template.to_string(),
         }
     }
 }
@@ -184,14 +247,30 @@ pub(super) struct Load<'a> {
     track_dirty_pages: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     enable_diff_snapshots: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_realtime: Option<bool>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     network_overrides: Vec<Override<'a>>,
 }
 
-#[derive(Debug, Serialize)]
-struct Backend {
+/// Where a machine's memory comes from.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Backend {
     backend_type: &'static str,
     backend_path: &'static str,
+}
+
+impl Backend {
+    /// A file, which Firecracker maps.
+    pub(super) const FILE: Self = Self {
+        backend_type: "File",
+        backend_path: MEMORY,
+    };
+    /// A server of pages.
+    pub(super) const PAGES: Self = Self {
+        backend_type: "Uffd",
+        backend_path: PAGES,
+    };
 }
 
 #[derive(Debug, Serialize)]
@@ -200,20 +279,31 @@ struct Override<'a> {
     host_dev_name: &'a str,
 }
 
+/// How a machine is loaded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How<'a> {
+    pub(super) backend: Backend,
+    /// Whether pages that it writes are counted.
+    pub(super) track: bool,
+    /// Whether its clock goes on from the time that it is, and not from when it was saved.
+    pub(super) advance_clock: bool,
+    /// The tap, if it is not the one of the snapshot.
+    pub(super) other_tap: Option<&'a str>,
+}
+
 impl<'a> Load<'a> {
-    /// Loads and goes on; `other_tap` if it is not the one of the snapshot.
-    pub(super) fn new(version: Version, track: bool, other_tap: Option<&'a str>) -> Self {
+    /// Loads and goes on. What a version does not know is left out.
+    pub(super) fn new(version: Version, how: How<'a>) -> Self {
         let new = version.says_track_dirty_pages();
         Self {
             snapshot_path: DEVICES,
-            mem_backend: Backend {
-                backend_type: "File",
-                backend_path: MEMORY,
-            },
+            mem_backend: how.backend,
             resume_vm: true,
-            track_dirty_pages: new.then_some(track),
-            enable_diff_snapshots: (!new).then_some(track),
-            network_overrides: other_tap
+            track_dirty_pages: new.then_some(how.track),
+            enable_diff_snapshots: (!new).then_some(how.track),
+            clock_realtime: (how.advance_clock && version.advances_clock()).then_some(true),
+            network_overrides: how
+                .other_tap
                 .map(|tap| Override {
                     iface_id: INTERFACE,
                     host_dev_name: tap,
@@ -249,7 +339,13 @@ mod tests {
 
     #[test]
     fn loading_is_said_as_each_version_knows_it() {
-        let new = to_value(Load::new(Version(1, 14, 0), true, Some("tap7"))).unwrap();
+        let how = How {
+            backend: Backend::FILE,
+            track: true,
+            advance_clock: true,
+            other_tap: Some("tap7"),
+        };
+        let new = to_value(Load::new(Version(1, 16, 0), how)).unwrap();
         assert_eq!(
             new,
             json!({
@@ -257,20 +353,36 @@ mod tests {
                 "mem_backend": { "backend_type": "File", "backend_path": "/memory" },
                 "resume_vm": true,
                 "track_dirty_pages": true,
+                "clock_realtime": true,
                 "network_overrides": [{ "iface_id": "net", "host_dev_name": "tap7" }],
             })
         );
-        let old = to_value(Load::new(Version(1, 10, 0), false, None)).unwrap();
+        let how = How {
+            backend: Backend::PAGES,
+            track: false,
+            other_tap: None,
+            ..how
+        };
+        let old = to_value(Load::new(Version(1, 10, 0), how)).unwrap();
         assert_eq!(old["enable_diff_snapshots"], json!(false));
-        assert!(old.get("track_dirty_pages").is_none());
-        assert!(old.get("network_overrides").is_none());
+        assert_eq!(
+            old["mem_backend"],
+            json!({ "backend_type": "Uffd", "backend_path": "/pages.socket" })
+        );
+        for newer in ["track_dirty_pages", "network_overrides", "clock_realtime"] {
+            assert!(old.get(newer).is_none(), "{newer}");
+        }
     }
 
     #[test]
     fn a_balloon_reports_where_the_version_can() {
-        let old = to_value(Balloon::new(Version(1, 10, 0))).unwrap();
+        let old = to_value(Balloon::new(Version(1, 10, 0), None, false)).unwrap();
         assert_eq!(old, json!({ "amount_mib": 0, "deflate_on_oom": true }));
-        let new = to_value(Balloon::new(Version(1, 14, 1))).unwrap();
+        let interval = Some(Duration::from_millis(1));
+        let new = to_value(Balloon::new(Version(1, 14, 1), interval, false)).unwrap();
         assert_eq!(new["free_page_reporting"], json!(true));
+        assert_eq!(new["stats_polling_interval_s"], json!(1));
+        let huge = to_value(Balloon::new(Version(1, 14, 1), None, true)).unwrap();
+        assert!(huge.get("free_page_reporting").is_none());
     }
 }

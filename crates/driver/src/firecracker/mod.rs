@@ -15,33 +15,32 @@
 //! but its version before a snapshot is loaded: it takes snapshots only while nothing is
 //! configured. What a version cannot do yet is said otherwise; see `version`.
 //!
+//! What drivers of microVMs have in common is in `microvm`.
+//!
 //! | file | what |
 //! | --- | --- |
-//! | `driver` | [`Firecracker`]: prepare, adopt, sweep, shut down |
-//! | `prepared`, `machine` | a machine before and after it is somebody's |
-//! | `hold` | what both have: the process, its socket, groups and files |
+//! | `driver` | [`Firecracker`]: what differs from other hypervisors |
+//! | `hold` | a machine, and the way to its Firecracker |
 //! | `launch`, `jailer` | how Firecracker is started and locked up |
 //! | `jail` | the directory that it sees as its root |
 //! | `client`, `messages`, `version` | how it is spoken to |
-//! | `save`, `memory` | what is saved, and how it comes back |
-//!
-//! Left out, as no test of this project could show that it works: memory through userfaultfd, and
-//! with it huge pages.
+//! | `save`, `restore`, `memory` | what is saved, and how it comes back |
+//! | [`pages`] | memory that is brought page by page |
 
 mod client;
 mod driver;
-mod exit;
 mod hold;
 mod jail;
 mod jailer;
 mod launch;
-mod machine;
 mod memory;
 mod messages;
-mod prepared;
+pub mod pages;
+mod restore;
 mod save;
 mod version;
 
-pub use driver::{Firecracker, FirecrackerOptions};
+pub use driver::{Firecracker, FirecrackerOptions, MemoryBackend};
 pub(crate) use memory::DIFFERENCE;
+pub use messages::GuestMemory;
 pub use version::{OLDEST, Version};

@@ -6,19 +6,13 @@
 //! half made.
 
 use super::{
-    machine::FirecrackerMachine,
+    hold::Hold,
     memory::{self, DEVICES, DIFFERENCE, WHOLE},
     messages::{Change, Create},
 };
 use crate::{
-    DriverError, DriverKind, SaveOptions, SavedState, doing,
-    qemu::{
-        checksums,
-        driver::{blocking, full_or},
-        notes::Notes,
-    },
-    sparse,
-    state::SavedMemory,
+    DriverError, DriverKind, SaveOptions, SavedState, blocking::blocking, doing, full_or,
+    microvm::notes::Notes, qemu::checksums, sparse, state::SavedMemory,
 };
 use std::{
     fs::{self, File},
@@ -37,7 +31,7 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 /// Saves it in `directory`, which does not exist. On failure the caller clears up. `stands` says
 /// whether it stands still already, and then it stays so.
 pub(super) async fn save(
-    machine: &FirecrackerMachine,
+    hold: &Hold,
     notes: &mut Notes,
     directory: &Path,
     options: SaveOptions,
@@ -47,28 +41,28 @@ pub(super) async fn save(
         .mode(0o700)
         .create(directory)
         .map_err(doing(format!("make {}", directory.display())))?;
-    let stands_now = settle(machine, notes, options.memory, stands).await?;
+    let stands_now = settle(hold, notes, options.memory, stands).await?;
     if !stands_now {
-        machine.change(Change::PAUSE).await?;
+        hold.change(Change::PAUSE).await?;
     }
     let base = notes.base.clone();
     if options.memory {
         // From here on Firecracker counts what is written anew. If anything fails, what was
         // written before is not known any more, and the next is saved whole.
-        forget_base(machine, notes).await?;
-        snapshot(machine, base.is_some()).await?;
+        forget_base(hold, notes).await?;
+        snapshot(hold, base.is_some()).await?;
     }
-    copy_disk(machine, directory).await?;
+    copy_disk(hold, directory).await?;
     if options.goes_on && !stands {
-        machine.change(Change::RESUME).await?;
+        hold.change(Change::RESUME).await?;
     }
     if options.memory {
-        keep(machine, notes, directory, base.as_deref()).await?;
+        keep(hold, notes, directory, base.as_deref()).await?;
         notes.base.clone_from(&base);
-        note(machine, notes).await?;
+        note(hold, notes).await?;
     }
     let memory = options.memory.then(|| SavedMemory {
-        host: machine.hold.inner.facts.clone(),
+        host: hold.inner.facts.clone(),
         base,
         control_token: notes.control_token.clone(),
     });
@@ -86,7 +80,7 @@ pub(super) async fn save(
 /// what it does not need if its memory will be the base of many others. Returns whether the machine
 /// stands still then.
 async fn settle(
-    machine: &FirecrackerMachine,
+    hold: &Hold,
     notes: &Notes,
     memory: bool,
     stands: bool,
@@ -95,29 +89,29 @@ async fn settle(
         return Ok(stands);
     }
     if stands {
-        machine.change(Change::RESUME).await?;
+        hold.change(Change::RESUME).await?;
     }
-    let guest = &machine.hold.guest;
+    let guest = &hold.guest;
     let settled = guest.settle(!memory, &notes.control_token, SETTLE_PATIENCE);
-    let settled = machine.hold.unless_ended(settled).await;
+    let settled = hold.unless_ended(settled).await;
     if settled.is_err() && stands {
-        machine.change(Change::PAUSE).await?;
+        hold.change(Change::PAUSE).await?;
     }
     settled.map(|()| false)
 }
 
 /// Lets Firecracker write the state of devices, and all memory or what was written since.
-async fn snapshot(machine: &FirecrackerMachine, difference: bool) -> Result<(), DriverError> {
-    let jail = machine.hold.jail.clone();
+async fn snapshot(hold: &Hold, difference: bool) -> Result<(), DriverError> {
+    let jail = hold.jail.clone();
     blocking(move || jail.make_save()).await?;
     let create = Create::new(difference);
-    let client = &machine.hold.client;
+    let client = &hold.client;
     let asked = client.put("/snapshot/create", &create, SNAPSHOT_PATIENCE);
-    machine.hold.unless_ended(asked).await
+    hold.unless_ended(asked).await
 }
 
-async fn copy_disk(machine: &FirecrackerMachine, directory: &Path) -> Result<(), DriverError> {
-    let (from, to) = (machine.hold.jail.layer(), directory.join("disk.img"));
+async fn copy_disk(hold: &Hold, directory: &Path) -> Result<(), DriverError> {
+    let (from, to) = (hold.jail.layer(), directory.join("disk.img"));
     blocking(move || {
         File::open(from)
             .and_then(|disk| sparse::copy_to(&disk, &to).map(drop))
@@ -128,12 +122,12 @@ async fn copy_disk(machine: &FirecrackerMachine, directory: &Path) -> Result<(),
 
 /// Takes what Firecracker wrote.
 async fn keep(
-    machine: &FirecrackerMachine,
+    hold: &Hold,
     notes: &Notes,
     directory: &Path,
     base: Option<&Path>,
 ) -> Result<(), DriverError> {
-    let jail = machine.hold.jail.clone();
+    let jail = hold.jail.clone();
     let directory = directory.to_owned();
     let size = notes.resources.memory.as_mebibytes().max(1) << 20;
     let difference = base.is_some();
@@ -184,13 +178,13 @@ pub(super) fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-async fn forget_base(machine: &FirecrackerMachine, notes: &mut Notes) -> Result<(), DriverError> {
+async fn forget_base(hold: &Hold, notes: &mut Notes) -> Result<(), DriverError> {
     notes.base = None;
-    note(machine, notes).await
+    note(hold, notes).await
 }
 
-async fn note(machine: &FirecrackerMachine, notes: &Notes) -> Result<(), DriverError> {
-    let (directory, noted): (PathBuf, _) = (machine.hold.jail.path().to_owned(), notes.clone());
+async fn note(hold: &Hold, notes: &Notes) -> Result<(), DriverError> {
+    let (directory, noted): (PathBuf, _) = (hold.jail.path().to_owned(), notes.clone());
     blocking(move || noted.write(&directory)).await
 }
 

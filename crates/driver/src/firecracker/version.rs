@@ -32,6 +32,11 @@ impl Version {
         self >= Self(1, 13, 0)
     }
 
+    /// Whether loading can advance the guest's clock by the time that it stood still.
+    pub(super) fn advances_clock(self) -> bool {
+        self >= Self(1, 16, 0)
+    }
+
     /// Whether the balloon tells the host of pages that the guest has freed.
     pub(super) fn reports_free_pages(self) -> bool {
         self >= Self(1, 14, 0)

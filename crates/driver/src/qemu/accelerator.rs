@@ -1,9 +1,7 @@
 //! How a machine's instructions run.
 
-use crate::{kernel::Hypervisor, kvm};
+use crate::{kernel::Hypervisor, kvm, microvm::host_processor};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::fs;
 
 /// How a machine's instructions run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,25 +47,11 @@ impl Accelerator {
     }
 
     /// Model and features that the guest sees, as one line to compare.
-    pub(crate) fn processor_facts(self) -> String {
+    pub(super) fn processor_facts(self) -> String {
         match self {
             // All features that the translator knows, whatever the host has.
             Self::Tcg => self.processor().into(),
-            Self::Kvm => {
-                let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-                let field = |name: &str| {
-                    text.lines()
-                        .filter_map(|line| line.split_once(':'))
-                        .find(|(key, _)| key.trim() == name)
-                        .map_or("", |(_, value)| value.trim())
-                };
-                let features = Sha256::digest(field("flags"));
-                format!(
-                    "{}, features {}",
-                    field("model name"),
-                    super::facts::hexadecimal(&features[..8])
-                )
-            }
+            Self::Kvm => host_processor(),
         }
     }
 }

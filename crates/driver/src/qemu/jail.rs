@@ -17,7 +17,7 @@ use super::{
     opener, runtime,
 };
 use crate::{
-    container::packet::{self, Received},
+    microvm::confined::{self, Failure, during},
     slot::machine,
 };
 use rustix::{
@@ -63,87 +63,21 @@ pub(super) struct Jail {
     pub(super) arguments: Vec<String>,
 }
 
-/// What the jail says before it executes QEMU.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Report {
-    /// It is locked; with this travels what openings are asked on.
-    Locked {
-        /// How long each step took, in nanoseconds.
-        phases: Vec<(String, u64)>,
-    },
-    /// It could not.
-    Failed {
-        /// What was being done.
-        doing: String,
-        /// The kernel's error, 0 if there is none.
-        error: i32,
-    },
-}
-
 /// Becomes QEMU in a jail if this process was started for that; else returns at once. Call it first
 /// thing in `main`, before any thread is started.
 pub fn run_if_asked() {
     if env::var_os(VARIABLE).is_none() {
         return;
     }
-    let socket = match take_socket() {
-        Ok(socket) => socket,
-        Err(_) => std::process::exit(1),
-    };
-    let failure = match lock_up(&socket) {
-        Ok(never) => match never {},
-        Err(failure) => failure,
-    };
-    let report = Report::Failed {
-        doing: failure.0,
-        error: failure.1.raw_os_error().unwrap_or(0),
-    };
-    let _ = packet::send(&socket, &report, &[]);
-    std::process::exit(1)
-}
-
-type Failure = (String, io::Error);
-
-fn during<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> Failure {
-    move |error| (doing.into(), error.into())
-}
-
-fn take_socket() -> io::Result<OwnedFd> {
-    // Out of the way of the numbers that QEMU expects.
-    Ok(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 64)?)
+    confined::run(lock_up)
 }
 
 fn lock_up(socket: &OwnedFd) -> Result<std::convert::Infallible, Failure> {
-    let (jail, descriptors) = match packet::receive::<Jail>(socket) {
-        Ok(Received::Packet(jail, descriptors)) => (jail, descriptors),
-        Ok(_) => {
-            return Err((
-                "be told of the jail".into(),
-                io::ErrorKind::UnexpectedEof.into(),
-            ));
-        }
-        Err(error) => return Err(("be told of the jail".into(), error)),
-    };
+    let (jail, mut descriptors) = confined::be_told::<Jail>(socket)?;
     let mut phases = crate::phases::Stopwatch::start();
-    let mut descriptors = descriptors.into_iter();
-    let network = descriptors.next().ok_or_else(|| {
-        (
-            "find the network".to_owned(),
-            io::ErrorKind::NotFound.into(),
-        )
-    })?;
+    let network = confined::next(&mut descriptors, "network")?;
     let mut kept: Vec<OwnedFd> = descriptors.collect();
-
-    // Ctrl-C in the terminal of this program's parent is not for sandboxes.
-    let _ = rustix::process::setsid();
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(during("open /dev/null"))?;
-    rustix::stdio::dup2_stdin(&null).map_err(during("close standard input"))?;
-    rustix::stdio::dup2_stdout(&null).map_err(during("close standard output"))?;
-    for group in &jail.groups {
-        fs::write(group, "0").map_err(during(format!("join {}", group.display())))?;
-    }
+    confined::leave_parent(&jail.groups)?;
     phases.mark("control groups");
     rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(during("enter the network"))?;
@@ -163,7 +97,7 @@ fn lock_up(socket: &OwnedFd) -> Result<std::convert::Infallible, Failure> {
     phases.mark("root file system");
     arrange(kept).map_err(during("arrange descriptors"))?;
     drop(network);
-    give_up_rights(jail.user).map_err(during("give up rights"))?;
+    confined::give_up_rights(jail.user).map_err(during("give up rights"))?;
 
     let program = c_string(jail.program.into_os_string())?;
     let arguments: Vec<CString> = std::iter::once(Ok(program.clone()))
@@ -174,10 +108,7 @@ fn lock_up(socket: &OwnedFd) -> Result<std::convert::Infallible, Failure> {
     let environment = [std::ptr::null()];
     let listener = opener::install().map_err(during("install the filter"))?;
     phases.mark("rights");
-    let report = Report::Locked {
-        phases: phases.take(),
-    };
-    packet::send(socket, &report, &[listener.as_fd()]).map_err(during("report"))?;
+    confined::report(socket, phases.take(), &[listener.as_fd()])?;
     drop(listener);
     // SAFETY: both arrays end with a null pointer, and their texts outlive the call.
     unsafe { libc::execve(program.as_ptr(), pointers.as_ptr(), environment.as_ptr()) };
@@ -298,37 +229,6 @@ fn arrange(kept: Vec<OwnedFd>) -> io::Result<()> {
         // SAFETY: whatever has this number is nobody's in this process, which ends by `exec`; the
         // new descriptor is QEMU's.
         if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
-/// No capability, no way to any, a user who owns nothing, and few open files.
-fn give_up_rights(user: u32) -> io::Result<()> {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    let limit = |most| Rlimit {
-        current: Some(most),
-        maximum: Some(most),
-    };
-    setrlimit(Resource::Core, limit(0))?;
-    setrlimit(Resource::Nofile, limit(256))?;
-    rustix::process::umask(Mode::from_raw_mode(0o077));
-    // SAFETY: plain system calls on this process alone; what a kernel does not know of capabilities
-    // it answers with an error, which ends the loop.
-    unsafe {
-        let mut capability = 0;
-        while libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == 0 {
-            capability += 1;
-        }
-        let steps: [libc::c_int; 3] = [
-            libc::setgroups(0, std::ptr::null()),
-            libc::setresgid(user, user, user),
-            libc::setresuid(user, user, user),
-        ];
-        if steps.iter().any(|step| *step != 0)
-            || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-        {
             return Err(io::Error::last_os_error());
         }
     }

@@ -11,35 +11,33 @@
 //! keeps that file and the state of its devices; from then on a machine is *resumed*: its memory is
 //! a private view of the file, which is copied page by page as it writes.
 //!
+//! What drivers of microVMs have in common is in `microvm`.
+//!
 //! | file | what |
 //! | --- | --- |
-//! | `driver` | [`Qemu`]: prepare, adopt, sweep, shut down |
-//! | `prepared`, `machine` | a machine before and after it is somebody's |
-//! | `hold` | what both have: the process, its sockets, groups and files |
+//! | `driver` | [`Qemu`]: what differs from other hypervisors |
+//! | `hold`, `machine` | a machine, and the way to its QEMU |
 //! | `launch`, [`jail`], `opener` | how QEMU is started and locked up |
-//! | `arguments`, `runtime`, `facts` | its command line, its files, what a snapshot is bound to |
-//! | `qmp`, `console`, `guest` | how QEMU and the guest are spoken to |
+//! | `arguments`, `runtime`, `accelerator` | its command line, its files, how instructions run |
+//! | `qmp` | how QEMU is spoken to |
 //! | `save`, `restore`, `memory`, `checksums` | what is saved, and how it comes back |
 
-pub(crate) mod accelerator;
+mod accelerator;
 mod arguments;
 pub(crate) mod checksums;
-pub(crate) mod console;
-pub(crate) mod driver;
-mod facts;
-pub(crate) mod guest;
+mod driver;
 mod hold;
 pub mod jail;
 mod launch;
 mod machine;
 mod memory;
-pub(crate) mod notes;
 mod opener;
-pub(crate) mod prepared;
 mod qmp;
 mod restore;
 mod runtime;
 mod save;
+
+use crate::microvm::notes;
 
 pub use accelerator::Accelerator;
 pub use checksums::verify;

@@ -4,21 +4,17 @@
 //! be hostile itself: lines, waiting questions and kept events are bounded, and every question has
 //! a deadline.
 
-use crate::{DriverError, doing};
+use crate::{DriverError, doing, microvm::socket};
 use rustix::{
-    fs::{Mode, OFlags},
     io::IoSlice,
-    net::{
-        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-        SocketFlags, SocketType, connect, sendmsg, socket_with,
-    },
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
 };
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
     io,
     mem::MaybeUninit,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::BorrowedFd,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -88,7 +84,7 @@ impl Qmp {
         name: &str,
         patience: Duration,
     ) -> Result<Self, DriverError> {
-        let socket = connect_to(directory, name).map_err(doing("connect to QEMU"))?;
+        let socket = socket::connect(directory, name).map_err(doing("connect to QEMU"))?;
         let stream = std::os::unix::net::UnixStream::from(socket);
         let stream = UnixStream::from_std(stream).map_err(doing("connect to QEMU"))?;
         let stream = Arc::new(stream);
@@ -194,18 +190,6 @@ impl Drop for Qmp {
         self.reader.abort();
         self.shared.end();
     }
-}
-
-/// A connected socket, by the name of its file in a directory: an address may have 108 bytes at
-/// most, a path more.
-pub(super) fn connect_to(directory: &Path, name: &str) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = rustix::fs::open(directory, flags, Mode::empty())?;
-    let path = format!("/proc/self/fd/{}/{name}", open.as_raw_fd());
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket)
 }
 
 async fn read(stream: Arc<UnixStream>, shared: Arc<Shared>, greeted: oneshot::Sender<()>) {

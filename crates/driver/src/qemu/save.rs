@@ -45,7 +45,7 @@ enum Kept {
 /// Saves it in `directory`, which does not exist. On failure the caller clears up. `stands` says
 /// whether it stands still already, and then it stays so.
 pub(super) async fn save(
-    machine: &QemuMachine,
+    machine: &QemuMachine<'_>,
     directory: &Path,
     options: SaveOptions,
     stands: bool,
@@ -94,7 +94,7 @@ pub(super) async fn save(
 
 /// Lets the guest write back its caches if they will not be saved with its memory, and give back
 /// what it does not need if its memory will be the base of many others.
-async fn settle(machine: &QemuMachine, memory: bool, stands: bool) -> Result<(), DriverError> {
+async fn settle(machine: &QemuMachine<'_>, memory: bool, stands: bool) -> Result<(), DriverError> {
     let QemuMachine { hold, notes, .. } = machine;
     let token = &notes.control_token;
     match (memory, stands) {

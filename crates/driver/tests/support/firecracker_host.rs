@@ -1,5 +1,8 @@
 //! A host whose Firecracker and jailer are stand-ins.
 
+// Not every test file uses all of it.
+#![allow(dead_code)]
+
 use super::*;
 
 /// A host with a stand-in.
@@ -51,6 +54,7 @@ impl Host {
         let mut options =
             FirecrackerOptions::new(self.path("data"), &self.world.instance, programs, kernel);
         options.try_kvm = false;
+        options.pages_command = support::own_test("pages_process");
         options
     }
 
@@ -59,7 +63,8 @@ impl Host {
     }
 
     pub(crate) fn slot(&self) -> Arc<NetworkSlot> {
-        network::slot(self.slots.fetch_add(1, Ordering::Relaxed), true)
+        let number = self.slots.fetch_add(1, Ordering::Relaxed);
+        network::slot(number, Some(self.world.user_of(number)))
     }
 
     pub(crate) fn origin(&self) -> Origin {

@@ -2,7 +2,7 @@
 
 // Not every test file uses all of it.
 #![allow(dead_code, unreachable_pub)]
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod guest;
 pub mod network;
@@ -98,7 +98,7 @@ impl World {
                 Box::new(Qemu::new(options).unwrap())
             }
             DriverKind::Firecracker => {
-                let program = firecracker().unwrap();
+                let program = firecracker();
                 let jailer = program.with_file_name("jailer");
                 let data = self.directory.path().join("data");
                 let programs = (program, jailer);
@@ -111,7 +111,13 @@ impl World {
     /// A network that has what a sandbox needs, and no way out.
     pub fn network(&self) -> Arc<NetworkSlot> {
         let number = self.slots.fetch_add(1, Ordering::Relaxed);
-        network::slot(number, self.kind != DriverKind::Container)
+        let is_machine = self.kind != DriverKind::Container;
+        network::slot(number, is_machine.then(|| self.user_of(number)))
+    }
+
+    /// The user whom a slot's machine runs as.
+    pub fn user_of(&self, slot: u32) -> u32 {
+        driver::slot::machine::first_user(&self.instance) + slot
     }
 
     /// What to start, with a command that root runs once the guest serves.
@@ -202,8 +208,10 @@ impl World {
                 found.push(format!("layer {name}"));
             }
         }
-        for entry in fs::read_dir(data.join("machines")).into_iter().flatten() {
-            found.push(format!("machine {}", entry.unwrap().path().display()));
+        for folder in ["machines", "jails/firecracker"] {
+            for entry in fs::read_dir(data.join(folder)).into_iter().flatten() {
+                found.push(format!("machine {}", entry.unwrap().path().display()));
+            }
         }
         for (device, file) in driver::layer::attached_below(&data) {
             found.push(format!("{} on {}", device.display(), file.display()));
@@ -323,15 +331,17 @@ fn build_disk(root: &Path, image: &Path) {
 }
 
 /// This test's own program, as what a driver starts for one of its helpers.
-fn own_test(name: &str) -> Vec<OsString> {
+pub fn own_test(name: &str) -> Vec<OsString> {
     let mut command = vec![std::env::current_exe().unwrap().into()];
     command.extend([name, "--exact", "--nocapture", "--test-threads=1"].map(Into::into));
     command
 }
 
-/// The real Firecracker, with its jailer beside it, if `ATOLL_TEST_FIRECRACKER` names one.
-pub fn firecracker() -> Option<PathBuf> {
-    std::env::var_os("ATOLL_TEST_FIRECRACKER").map(PathBuf::from)
+/// The real Firecracker, with its jailer beside it.
+fn firecracker() -> PathBuf {
+    std::env::var_os("ATOLL_TEST_FIRECRACKER")
+        .map(PathBuf::from)
+        .expect("ATOLL_TEST_FIRECRACKER names Firecracker")
 }
 
 /// The kernel of microVMs: `ATOLL_TEST_KERNEL`, or the distribution's, unpacked once for all tests.

@@ -10,29 +10,29 @@ use std::{
     sync::Arc,
 };
 
-/// A slot. With `tap` it has what a machine needs.
-pub fn slot(number: u32, tap: bool) -> Arc<NetworkSlot> {
-    let namespace = std::thread::spawn(move || make(tap)).join().unwrap();
+/// A slot. With the user who may open its tap device it has what a machine needs.
+pub fn slot(number: u32, owner: Option<u32>) -> Arc<NetworkSlot> {
+    let namespace = std::thread::spawn(move || make(owner)).join().unwrap();
     Arc::new(NetworkSlot {
         number,
         namespace,
         host_interface: "none".into(),
         address: Ipv4Addr::LOCALHOST,
         gateway: Ipv4Addr::LOCALHOST,
-        tap: tap.then(|| machine::TAP.into()),
+        tap: owner.map(|_| machine::TAP.into()),
     })
 }
 
-fn make(tap: bool) -> OwnedFd {
+fn make(owner: Option<u32>) -> OwnedFd {
     // SAFETY: gives this thread alone, which ends after this, another network.
     let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     assert_eq!(unshared, 0, "needs root");
     let mut commands = String::from("link set lo up\n");
-    if tap {
+    if let Some(owner) = owner {
         let mac = machine::TAP_MAC.map(|byte| format!("{byte:02x}")).join(":");
         let (name, gateway, prefix) = (machine::TAP, machine::GATEWAY, machine::PREFIX);
         commands.push_str(&format!(
-            "tuntap add {name} mode tap\nlink set {name} address {mac}\n\
+            "tuntap add {name} mode tap user {owner}\nlink set {name} address {mac}\n\
              addr add {gateway}/{prefix} dev {name}\nlink set {name} up\n"
         ));
     }

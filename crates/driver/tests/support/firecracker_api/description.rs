@@ -109,10 +109,14 @@ const BUCKET: &[Field] = &[
 ];
 const HUGE_PAGES: Kind = Kind::OneOf(&["None", "2M", "Transparent"]);
 
+/// A body that may be any object.
+const ANYTHING: &[Field] = &[field("*", Kind::Text, false)];
+
 /// The calls.
 pub const CALLS: &[Call] = &[
     get("/"),
     get("/version"),
+    get("/balloon/statistics"),
     call(
         "PUT",
         "/boot-source",
@@ -214,6 +218,7 @@ pub const CALLS: &[Call] = &[
         ],
         When::NotStarted,
     ),
+    call("PUT", "/mmds", ANYTHING, When::Always),
     call(
         "PUT",
         "/actions",
@@ -257,6 +262,7 @@ pub const CALLS: &[Call] = &[
             field("enable_diff_snapshots", Kind::Flag, false),
             since("track_dirty_pages", Kind::Flag, (1, 13)),
             field("resume_vm", Kind::Flag, false),
+            since("clock_realtime", Kind::Flag, (1, 16)),
             since(
                 "network_overrides",
                 Kind::List(&[
@@ -360,6 +366,9 @@ fn check_object(value: &Value, fields: &[Field], version: Version) -> Result<(),
         other => return Err(invalid(format!("{other} is no object"))),
     };
     for (name, value) in object {
+        if fields.iter().any(|field| field.name == "*") {
+            continue;
+        }
         let field = fields
             .iter()
             .find(|field| field.name == name && field.since <= version)

@@ -62,6 +62,11 @@ fn answer(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             204
         }
         ["POST", path, _] if path.starts_with("/_atoll/settle") => 204,
+        // `PUT /remove/NUMBER` gives a page back.
+        ["PUT", path, _] if path.starts_with("/remove/") => {
+            machine.remove(path["/remove/".len()..].parse().unwrap());
+            204
+        }
         // `PUT /page/NUMBER/BYTE` writes to the machine's memory.
         ["PUT", path, _] if path.starts_with("/page/") => {
             let mut numbers = path.split('/').skip(2).map(|text| text.parse().unwrap());

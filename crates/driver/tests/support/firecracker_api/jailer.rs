@@ -2,8 +2,13 @@
 
 use super::{BEHAVIOUR, Behaviour, ROOT, USER};
 use std::{
-    env, fs,
-    os::fd::AsRawFd,
+    env,
+    ffi::CString,
+    fs,
+    os::{
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -90,6 +95,14 @@ fn lock_up(options: &Options) -> std::io::Result<()> {
         fs::create_dir_all(&path)?;
         std::os::unix::fs::chown(&path, Some(options.user), Some(options.group))?;
     }
+    let owner = (options.user, options.group);
+    make_device(&root.join("dev/net/tun"), (10, 200), owner)?;
+    // Only where the host has it.
+    if let Ok(device) = fs::metadata("/dev/userfaultfd") {
+        let number = device.rdev();
+        let number = (libc::major(number), libc::minor(number));
+        make_device(&root.join("dev/userfaultfd"), number, owner)?;
+    }
     for (file, value) in &options.groups {
         let controller = file.split('.').next().unwrap_or_default();
         let group = mount_of(controller, &options.version)?
@@ -146,6 +159,16 @@ fn lock_up(options: &Options) -> std::io::Result<()> {
     let mut file = name.to_owned();
     file.push(".pid");
     fs::write(root.join(file), child.id().to_string())
+}
+
+fn make_device(path: &Path, (major, minor): (u32, u32), owner: (u32, u32)) -> std::io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mode = libc::S_IFCHR | 0o600;
+    // SAFETY: the name ends with a null byte.
+    if unsafe { libc::mknod(name.as_ptr(), mode, libc::makedev(major, minor)) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1))
 }
 
 /// Where a controller is mounted.

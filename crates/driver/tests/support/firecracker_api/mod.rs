@@ -6,12 +6,14 @@
 //! runs as the machine's user inside the machine's root, so what it may open is what Firecracker
 //! may.
 
-#![allow(unreachable_pub, clippy::unwrap_used, clippy::panic)]
+// Not every test file uses all of it.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 pub mod description;
 mod guest;
 mod jailer;
 mod server;
+mod userfault;
 
 use std::{
     fs,

@@ -4,6 +4,7 @@ use super::{
     Behaviour, USER,
     description::{self, State, Version},
     guest,
+    userfault::Memory,
 };
 use serde_json::{Value, json};
 use std::{
@@ -12,9 +13,12 @@ use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::{
-        fs::FileExt,
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::FileExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard},
@@ -24,6 +28,9 @@ use std::{
 pub(super) const REQUESTS: &str = "requests";
 
 const PAGE: usize = 4096;
+
+/// The first pages of a memory are all that is looked at.
+const MOST_PAGES: u64 = 600;
 
 /// A machine, and a bell for its state.
 pub(super) struct Shared {
@@ -42,6 +49,9 @@ pub(super) struct Machine {
     pages: BTreeMap<u64, u8>,
     dirty: BTreeSet<u64>,
     tracks: bool,
+    /// What is not a file that was read.
+    memory: Option<Memory>,
+    tap: Option<File>,
 }
 
 impl Machine {
@@ -50,8 +60,30 @@ impl Machine {
     }
 
     pub(super) fn write(&mut self, page: u64, byte: u8) {
+        if let Some(memory) = &self.memory {
+            memory.write(page, byte);
+        }
         self.pages.insert(page, byte);
         self.dirty.insert(page);
+    }
+
+    /// The guest's balloon gives a page back.
+    pub(super) fn remove(&mut self, page: u64) {
+        if let Some(memory) = &self.memory {
+            memory.remove(page);
+        }
+        self.pages.remove(&page);
+        self.dirty.insert(page);
+    }
+
+    /// What is in memory that somebody else brought.
+    fn look(&mut self) {
+        let Some(memory) = &self.memory else { return };
+        let pages = (self.memory_mib << 8).min(MOST_PAGES);
+        let found = (0..pages).map(|page| (page, memory.read(page)));
+        self.pages = found
+            .filter(|(page, byte)| *byte != 0 || self.dirty.contains(page))
+            .collect();
     }
 }
 
@@ -193,6 +225,16 @@ fn act(
     description::check((method, path, body), machine.state(), configured, version)?;
     match (method, path, body) {
         ("GET", "/version", _) => Ok(Some(json!({ "firecracker_version": behaviour.version }))),
+        ("GET", "/balloon/statistics", _) => {
+            let balloon = machine.bodies.get("/balloon");
+            match balloon.and_then(|body| body.get("stats_polling_interval_s")) {
+                Some(_) => Ok(Some(json!({
+                    "target_pages": 0, "actual_pages": 0, "target_mib": 0, "actual_mib": 0,
+                    "total_memory": machine.memory_mib << 20, "free_memory": 4096,
+                }))),
+                None => Err("Statistics for the balloon device are not enabled".into()),
+            }
+        }
         ("GET", _, _) => Ok(Some(json!({
             "id": "anonymous-instance",
             "state": machine.state().name(),
@@ -218,7 +260,7 @@ fn act(
                 }
             }
             if let Some(tap) = body.get("host_dev_name").and_then(Value::as_str) {
-                find_tap(tap)?;
+                machine.tap = Some(open_tap(tap)?);
             }
             machine.bodies.insert(path.to_owned(), body.clone());
             Ok(None)
@@ -235,14 +277,21 @@ fn open(path: &str, writes: bool) -> Result<File, String> {
         .map_err(|error| format!("Unable to open {path}: {error}"))
 }
 
-fn find_tap(name: &str) -> Result<(), String> {
-    let text = CString::new(name).unwrap();
-    // SAFETY: the text ends with a null byte.
-    match unsafe { libc::if_nametoindex(text.as_ptr()) } {
-        0 => Err(format!(
-            "Open tap device failed: Error while creating ifreq structure: {name}"
+/// Opens a tap device as Firecracker does: whoever it does not belong to cannot.
+fn open_tap(name: &str) -> Result<File, String> {
+    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+    let tap = open("/dev/net/tun", true)?;
+    let mut request = [0u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    let kind = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
+    request[16..18].copy_from_slice(&kind.to_ne_bytes());
+    // SAFETY: a complete `struct ifreq`, which outlives the call.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) } {
+        0 => Ok(tap),
+        _ => Err(format!(
+            "Open tap device failed: Error while creating ifreq structure: {name}: {}",
+            io::Error::last_os_error()
         )),
-        _ => Ok(()),
     }
 }
 
@@ -279,6 +328,23 @@ fn go(machine: &mut Machine, shared: &Arc<Shared>) {
     std::thread::spawn(move || guest::serve(listener, shared));
 }
 
+fn read_memory(machine: &mut Machine, path: &str) -> Result<(), String> {
+    let memory = open(path, false)?;
+    let read = |page: &mut [u8], at| memory.read_exact_at(page, at);
+    let length = memory.metadata().map_or(0, |about| about.len());
+    if length != machine.memory_mib << 20 {
+        return Err("the memory file has another size".into());
+    }
+    let mut page = [0; PAGE];
+    for number in 0..(length / PAGE as u64).min(MOST_PAGES) {
+        read(&mut page, number * PAGE as u64).map_err(|error| error.to_string())?;
+        if page[0] != 0 {
+            machine.pages.insert(number, page[0]);
+        }
+    }
+    Ok(())
+}
+
 /// The state of devices: what the real one has there in a format of its own.
 fn create(machine: &mut Machine, body: &Value) -> Result<(), String> {
     let difference = body["snapshot_type"] == "Diff";
@@ -287,6 +353,7 @@ fn create(machine: &mut Machine, body: &Value) -> Result<(), String> {
             "Diff snapshots are not allowed on uVMs with dirty page tracking disabled.".into(),
         );
     }
+    machine.look();
     let write = || -> io::Result<()> {
         let bodies: BTreeMap<_, _> = machine.bodies.iter().collect();
         let devices = json!({
@@ -341,22 +408,24 @@ fn load(machine: &mut Machine, body: &Value, shared: &Arc<Shared>) -> Result<(),
                 .iter()
                 .find(|other| other["iface_id"] == body["iface_id"]);
             let tap = other.unwrap_or(body)["host_dev_name"].as_str().unwrap();
-            find_tap(tap)?;
+            machine.tap = Some(open_tap(tap)?);
         }
     }
-    let memory = open(body["mem_backend"]["backend_path"].as_str().unwrap(), false)?;
-    let about = memory.metadata().map_err(|error| failed(&error))?;
-    if about.len() != machine.memory_mib << 20 {
-        return Err(failed(&"the memory file has another size"));
-    }
-    let mut page = [0; PAGE];
-    for number in 0..(about.len() / PAGE as u64).min(64) {
-        memory
-            .read_exact_at(&mut page, number * PAGE as u64)
-            .map_err(|error| failed(&error))?;
-        if page[0] != 0 {
-            machine.pages.insert(number, page[0]);
+    let path = body["mem_backend"]["backend_path"].as_str().unwrap();
+    let huge = machine.bodies["/machine-config"]["huge_pages"] == "2M";
+    match body["mem_backend"]["backend_type"].as_str() {
+        Some("Uffd") => {
+            let page = if huge { 2 << 20 } else { PAGE };
+            let memory = Memory::new(machine.memory_mib << 20, page, path);
+            machine.memory = Some(memory.map_err(|error| failed(&error))?);
+            machine.look();
         }
+        _ if huge => {
+            return Err(failed(
+                &"Cannot restore hugetlbfs backed snapshot by mapping",
+            ));
+        }
+        _ => read_memory(machine, path).map_err(|error| failed(&error))?,
     }
     let tracks = ["track_dirty_pages", "enable_diff_snapshots"];
     machine.tracks = tracks.iter().any(|name| body[*name] == true);

@@ -1,18 +1,15 @@
 //! A machine that is nobody's yet.
 
-use super::{
-    driver::{PATIENCE, blocking, random_bytes},
-    hold::Hold,
-    machine::QemuMachine,
-    notes::Notes,
+use super::{Held, Vmm, machine::RunningMachine, notes::Notes, random_bytes, unsupported};
+use crate::{
+    DriverError, Machine, NetworkSlot, Prepared, StartSpec, blocking::blocking, doing,
+    phases::Stopwatch,
 };
-use crate::{DriverError, Machine, NetworkSlot, Prepared, StartSpec, doing, phases::Stopwatch};
 use api::{
     Resources, Secret,
     boot::{Identity, MachineClaim},
 };
 use base64::Engine;
-use serde_json::json;
 use std::{
     net::IpAddr,
     sync::Arc,
@@ -20,14 +17,19 @@ use std::{
 };
 
 /// A prepared machine. Dropping it ends it in the background.
-pub(super) struct PreparedMachine {
+pub(super) struct PreparedMachine<V: Vmm> {
     /// None once it is somebody's.
-    parts: Option<(Hold, Notes, Stopwatch)>,
+    parts: Option<(V::Hold, Notes, Stopwatch)>,
     slot: Arc<NetworkSlot>,
 }
 
-impl PreparedMachine {
-    pub(super) fn new(hold: Hold, notes: Notes, slot: Arc<NetworkSlot>, phases: Stopwatch) -> Self {
+impl<V: Vmm> PreparedMachine<V> {
+    pub(super) fn new(
+        hold: V::Hold,
+        notes: Notes,
+        slot: Arc<NetworkSlot>,
+        phases: Stopwatch,
+    ) -> Self {
         Self {
             parts: Some((hold, notes, phases)),
             slot,
@@ -36,7 +38,7 @@ impl PreparedMachine {
 }
 
 #[async_trait::async_trait]
-impl Prepared for PreparedMachine {
+impl<V: Vmm> Prepared for PreparedMachine<V> {
     fn slot(&self) -> &Arc<NetworkSlot> {
         &self.slot
     }
@@ -52,8 +54,8 @@ impl Prepared for PreparedMachine {
             return Err(DriverError::Guest("it has been started already".into()));
         };
         phases.insert(Vec::new());
-        match start(&hold, &mut notes, spec, &mut phases).await {
-            Ok(()) => Ok(Box::new(QemuMachine::new(hold, notes, phases, false))),
+        match start::<V>(&hold, &self.slot, &mut notes, spec, &mut phases).await {
+            Ok(()) => Ok(Box::new(RunningMachine::<V>::new(hold, notes, phases))),
             Err(error) => {
                 if let Err(error) = hold.end().await {
                     tracing::warn!(%error, "a machine that did not start is not gone");
@@ -72,16 +74,17 @@ impl Prepared for PreparedMachine {
     }
 }
 
-impl Drop for PreparedMachine {
+impl<V: Vmm> Drop for PreparedMachine<V> {
     fn drop(&mut self) {
         if let Some((hold, ..)) = self.parts.take() {
-            hold.end_in_background();
+            Held::end_in_background(hold);
         }
     }
 }
 
-async fn start(
-    hold: &Hold,
+async fn start<V: Vmm>(
+    hold: &V::Hold,
+    slot: &NetworkSlot,
     notes: &mut Notes,
     spec: StartSpec,
     phases: &mut Stopwatch,
@@ -97,29 +100,31 @@ async fn start(
         ..
     } = spec;
     same_resources(&notes.resources, &resources)?;
-    let former = std::mem::replace(&mut notes.control_token, identity.control_token.clone());
     if identity.port != api::envd::PORT {
-        return Err(DriverError::Unsupported {
-            cause: format!("a guest that serves on port {}", identity.port),
-            remedy: format!("Guests of machines serve on port {}", api::envd::PORT),
-        });
+        return Err(unsupported(
+            format!("a guest that serves on port {}", identity.port),
+            format!("Guests of machines serve on port {}", api::envd::PORT),
+        ));
     }
-    // Before it runs: whoever finds it running must be able to open it.
+    let former = std::mem::replace(&mut notes.control_token, identity.control_token.clone());
+    // Whoever finds it running must be able to open it. Both end before this does: nothing writes
+    // to the directory of a machine that is gone.
     let (directory, noted) = (hold.directory.clone(), notes.clone());
     let note = blocking(move || noted.write(&directory));
-    // A machine that runs already takes no notice.
-    let go = hold.qmp.call("cont", json!({}), PATIENCE);
-    tokio::try_join!(note, go)?;
-    phases.mark("go");
+    let go = V::go(hold, slot, &identity, notes, deadline, phases);
+    let (noted, went) = tokio::join!(note, go);
+    went?;
+    noted?;
     let claim = describe(identity, host_name, name_servers, renew)?;
     let left = deadline.saturating_sub(begin.elapsed());
-    hold.guest.claim(&claim, &former, left).await?;
+    hold.unless_ended(hold.guest.claim(&claim, &former, left))
+        .await?;
     phases.mark("identity");
     Ok(())
 }
 
 /// What a guest is told that becomes somebody now.
-pub(crate) fn describe(
+fn describe(
     identity: Identity,
     host_name: String,
     name_servers: Vec<IpAddr>,
@@ -138,17 +143,17 @@ pub(crate) fn describe(
 }
 
 /// A machine's processors and memory are part of its state.
-pub(crate) fn same_resources(prepared: &Resources, wanted: &Resources) -> Result<(), DriverError> {
+fn same_resources(prepared: &Resources, wanted: &Resources) -> Result<(), DriverError> {
     if prepared == wanted {
         return Ok(());
     }
-    Err(DriverError::Unsupported {
-        cause: format!(
+    Err(unsupported(
+        format!(
             "a machine prepared with {} processors, {} of memory and {} of disk cannot have others",
             prepared.vcpus, prepared.memory, prepared.disk
         ),
-        remedy: "Prepare one with the resources that are wanted".into(),
-    })
+        "Prepare one with the resources that are wanted",
+    ))
 }
 
 fn now() -> Result<u64, DriverError> {

@@ -1,6 +1,6 @@
 //! What a machine's directory says of it, for whoever adopts it.
 
-use crate::{DriverError, RootFiles, doing};
+use crate::{DriverError, Origin, Plan, RootFiles, doing};
 use api::{Resources, Secret};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -27,6 +27,24 @@ pub(crate) struct Notes {
 }
 
 impl Notes {
+    /// Of a machine that is prepared by a plan. `differs` says whether what it writes will be told
+    /// apart from the memory that it starts with.
+    pub(crate) fn of_plan(plan: &Plan, differs: bool, control_token: Secret) -> Self {
+        let base = match &plan.origin {
+            Origin::Saved(state) if differs => state.memory.as_ref().map(|memory| {
+                let base = memory.base.clone();
+                base.unwrap_or_else(|| state.directory.clone())
+            }),
+            _ => None,
+        };
+        Self {
+            root: plan.origin.root().clone(),
+            resources: plan.resources,
+            base,
+            control_token,
+        }
+    }
+
     /// Writes them. Not durably: a machine does not outlive a crash of its host.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), DriverError> {
         let path = directory.join(FILE);

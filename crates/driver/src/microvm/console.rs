@@ -1,10 +1,10 @@
-//! A machine's serial console, and what QEMU itself complains of.
+//! A machine's serial console, and what its hypervisor complains of.
 //!
 //! What the guest writes goes to a file in the machine's directory, up to a bound, and is read on
 //! beyond it, so that nobody inside waits for a console that is full. The line that says that the
 //! guest waits is an event.
 
-use super::qmp::connect_to;
+use super::socket;
 use crate::{DriverError, doing};
 use api::boot::{SERIAL_FAILED, SERIAL_WAITING};
 use std::{
@@ -22,7 +22,7 @@ const MOST_KEPT: usize = 256 << 10;
 /// The longest line that is understood.
 const LONGEST_LINE: usize = 1024;
 
-/// The most that is kept of QEMU's complaints.
+/// The most that is kept of a hypervisor's complaints.
 const MOST_COMPLAINTS: usize = 4 << 10;
 
 /// The file in the machine's directory.
@@ -52,7 +52,7 @@ pub(crate) struct Console {
 impl Console {
     /// Connects to the socket `name` in `directory`.
     pub(crate) fn connect(directory: &Path, name: &str) -> Result<Self, DriverError> {
-        let socket = connect_to(directory, name).map_err(doing("connect to the console"))?;
+        let socket = socket::connect(directory, name).map_err(doing("connect to the console"))?;
         let stream = UnixStream::from_std(socket.into()).map_err(doing("read the console"))?;
         Self::read_from(stream, directory)
     }

@@ -1,7 +1,8 @@
 //! How a process ended that is nobody's child here.
 //!
-//! The jailer's parent half ends when Firecracker begins, so Firecracker is reaped by the host's
-//! first process. Since Linux 6.15 whoever holds a pidfd can still ask for the status.
+//! A machine that an earlier run of this program started is reaped by the host's first process, as
+//! is every Firecracker, whose parent is a jailer that ends. Since Linux 6.15 whoever holds a pidfd
+//! can still ask for the status.
 
 use std::{
     io,

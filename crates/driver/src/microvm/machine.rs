@@ -1,36 +1,29 @@
 //! A machine that is somebody's.
 
-use super::{
-    hold::Hold,
-    messages::{Change, InstanceInfo},
-    save,
-};
+use super::{Vmm, notes::Notes};
 use crate::{
     DriverError, Exit, Machine, MachineRecord, Phases, SaveOptions, SavedState, Usage, doing,
-    phases::Stopwatch, qemu::notes::Notes,
+    phases::Stopwatch,
 };
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
-use tokio::sync::OnceCell;
-
-/// How long Firecracker may take to stop or to go on.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use tokio::sync::{Mutex, OnceCell};
 
 /// A running machine.
-pub(super) struct FirecrackerMachine {
-    pub(super) hold: Hold,
+pub(super) struct RunningMachine<V: Vmm> {
+    hold: V::Hold,
     phases: Phases,
     exit: OnceCell<Exit>,
     /// Held while the machine is stopped, saved or let go, so that those come one after another.
-    pub(super) notes: tokio::sync::Mutex<Notes>,
+    notes: Mutex<Notes>,
 }
 
-impl FirecrackerMachine {
-    pub(super) fn new(hold: Hold, notes: Notes, mut phases: Stopwatch) -> Self {
+impl<V: Vmm> RunningMachine<V> {
+    pub(super) fn new(hold: V::Hold, notes: Notes, mut phases: Stopwatch) -> Self {
         Self {
             hold,
             phases: Phases::from_nanoseconds(phases.take()),
             exit: OnceCell::new(),
-            notes: tokio::sync::Mutex::new(notes),
+            notes: Mutex::new(notes),
         }
     }
 
@@ -42,27 +35,24 @@ impl FirecrackerMachine {
         }
     }
 
-    /// Whether it stands still.
-    pub(super) async fn stands(&self) -> Result<bool, DriverError> {
-        let about: InstanceInfo = self.hold.client.get("/", PATIENCE).await?;
-        Ok(about.state == "Paused")
-    }
-
-    /// Stops it, which must run, or lets it go on, which must stand still.
-    pub(super) async fn change(&self, change: Change) -> Result<(), DriverError> {
-        let asked = self.hold.client.patch("/vm", &change, PATIENCE);
-        self.hold.unless_ended(asked).await
+    /// Brings it to where it was, whichever step of saving it failed.
+    async fn put_back(&self, stood: bool) {
+        let put_back = match (stood, V::stands(&self.hold).await) {
+            (false, Ok(true)) => V::go_on(&self.hold).await,
+            (true, Ok(false)) => V::stop(&self.hold).await,
+            (_, Ok(_)) => Ok(()),
+            (_, Err(error)) => Err(error),
+        };
+        if let Err(error) = put_back {
+            tracing::warn!(%error, "a machine that was not saved is not as it was");
+        }
     }
 }
 
 #[async_trait::async_trait]
-impl Machine for FirecrackerMachine {
+impl<V: Vmm> Machine for RunningMachine<V> {
     fn record(&self) -> MachineRecord {
-        MachineRecord {
-            slot: self.hold.slot,
-            pid: self.hold.pid,
-            start_time: self.hold.start_time,
-        }
+        self.hold.record()
     }
 
     fn phases(&self) -> Phases {
@@ -74,10 +64,13 @@ impl Machine for FirecrackerMachine {
     }
 
     fn usage(&self) -> Result<Usage, DriverError> {
-        let hold = &self.hold;
+        let hold = &*self.hold;
         let what = || format!("read what slot {} uses", hold.slot);
         let mut usage = hold.group.usage().map_err(doing(what()))?;
-        usage.disk = fs::metadata(hold.jail.layer())
+        if let Some(memory) = V::own_memory(&self.hold).map_err(doing(what()))? {
+            usage.memory = memory;
+        }
+        usage.disk = fs::metadata(hold.directory.join(V::DISK))
             .map(|about| about.blocks() * 512)
             .map_err(doing(what()))?;
         usage.processes = 1;
@@ -86,16 +79,16 @@ impl Machine for FirecrackerMachine {
 
     async fn freeze(&self) -> Result<(), DriverError> {
         let _alone = self.notes.lock().await;
-        match self.stands().await? {
+        match V::stands(&self.hold).await? {
             true => Ok(()),
-            false => self.change(Change::PAUSE).await,
+            false => V::stop(&self.hold).await,
         }
     }
 
     async fn thaw(&self) -> Result<(), DriverError> {
         let _alone = self.notes.lock().await;
-        match self.stands().await? {
-            true => self.change(Change::RESUME).await,
+        match V::stands(&self.hold).await? {
+            true => V::go_on(&self.hold).await,
             false => Ok(()),
         }
     }
@@ -111,19 +104,12 @@ impl Machine for FirecrackerMachine {
                 io::Error::from(io::ErrorKind::AlreadyExists),
             ));
         }
-        let stood = self.stands().await?;
-        let saved = save::save(self, &mut notes, directory, options, stood).await;
+        let stood = V::stands(&self.hold).await?;
+        let saved = V::save(&self.hold, &mut notes, directory, options, stood).await;
         if saved.is_err() {
             let path = directory.to_owned();
             let _ = tokio::task::spawn_blocking(move || fs::remove_dir_all(path)).await;
-            // Whichever step failed, it ends as it was.
-            let stands = self.stands().await;
-            if !stood
-                && stands.unwrap_or(false)
-                && let Err(error) = self.change(Change::RESUME).await
-            {
-                tracing::warn!(%error, "a machine does not go on");
-            }
+            self.put_back(stood).await;
         }
         saved
     }
