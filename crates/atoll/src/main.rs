@@ -30,6 +30,8 @@ fn main() -> ExitCode {
     driver::container::keeper::run_if_asked();
     // Nor as the jail of a virtual machine, which it becomes.
     driver::qemu::jail::run_if_asked();
+    // Nor as what brings one its memory.
+    driver::firecracker::pages::run_if_asked();
     let arguments = commands::Arguments::parse();
     let status = match runtime(&arguments.command) {
         Ok(runtime) => {

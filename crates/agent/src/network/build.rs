@@ -105,7 +105,7 @@ impl Plan {
         let mut connect = || {
             link::raise_inner(&mut inside, &inner, &outer)?;
             if let Some(machines) = self.machines {
-                tap::set_up(machines, &mut inside, slot.address, self.mtu)?;
+                tap::set_up(machines, &mut inside, (number, slot.address), self.mtu)?;
             }
             link::raise_outer(host, &outer, &inner)?;
             // The end that was raised first gets its queue from a worker of the kernel and drops

@@ -27,22 +27,29 @@ const TUNSETOWNER: libc::Ioctl = 0x4004_54cc;
 /// For slots of microVMs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MachineSlots {
-    /// The user besides root who may open the tap device.
-    pub owner: Option<u32>,
+    /// The user besides root who may open the first slot's tap device; the second slot's belongs to
+    /// the user after, and so on. None if only root may.
+    pub first_owner: Option<u32>,
 }
 
-/// Sets up the calling thread's namespace, which is that of a slot with this address.
+impl MachineSlots {
+    fn owner_of(self, slot: u32) -> Option<u32> {
+        self.first_owner?.checked_add(slot)
+    }
+}
+
+/// Sets up the calling thread's namespace, which is that of a slot with this number and address.
 pub(super) fn set_up(
     machines: MachineSlots,
     inside: &mut Socket,
-    address: Ipv4Addr,
+    (slot, address): (u32, Ipv4Addr),
     mtu: u32,
 ) -> Result<(), NetworkError> {
     // Only what comes from where it says passes: a machine cannot claim to be its router.
     namespace::set("net/ipv4/conf/all/rp_filter", "1")?;
     namespace::set("net/ipv4/conf/all/send_redirects", "0")?;
     namespace::set("net/ipv4/conf/default/send_redirects", "0")?;
-    drop(make_tap(machines.owner)?);
+    drop(make_tap(machines.owner_of(slot))?);
     let tap = End {
         name: machine::TAP,
         hardware: machine::TAP_MAC,

@@ -18,7 +18,9 @@ use std::{
 
 fn start(lab: &Lab, instance: &str) -> Network {
     let options = NetworkOptions {
-        machines: Some(MachineSlots { owner: Some(1234) }),
+        machines: Some(MachineSlots {
+            first_owner: Some(1234),
+        }),
         ..lab.options(instance)
     };
     lab.wait(Network::start(options)).unwrap()
@@ -165,15 +167,19 @@ fn a_machine_that_takes_other_addresses_gets_nowhere() {
 fn a_slot_is_as_machines_expect_it_and_is_taken_over_with_its_tap() {
     in_lab(|lab| {
         let network = start(lab, "b004");
-        let slot = lab.claim(&network);
+        let (slot, other) = (lab.claim(&network), lab.claim(&network));
         assert_eq!(slot.tap.as_deref(), Some(machine::TAP));
-        let (links, tap) = inside(&slot, || {
-            (ip("-d link show tap0"), ip("address show dev tap0"))
-        });
-        assert!(
-            links.contains("user 1234") && links.contains("persist on"),
-            "{links}"
-        );
+        // Each belongs to its own slot's user.
+        assert_ne!(slot.number, other.number);
+        for slot in [&slot, &other] {
+            let links = inside(slot, || ip("-d link show tap0"));
+            let owner = format!("user {} ", 1234 + slot.number);
+            assert!(
+                links.contains(&owner) && links.contains("persist on"),
+                "{links}"
+            );
+        }
+        let tap = inside(&slot, || ip("address show dev tap0"));
         assert!(tap.contains("169.254.0.22/30"), "{tap}");
         let neighbours = inside(&slot, || ip("neighbour show dev tap0"));
         assert!(neighbours.contains("169.254.0.21 lladdr 02:a7:01:1a:00:02 PERMANENT"));

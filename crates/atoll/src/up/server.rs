@@ -13,7 +13,7 @@ use agent::{
 use anyhow::Context;
 use api::{Secret, node::Node, route::Locate};
 use control::{Control, ControlOptions, FirstKey};
-use driver::{DriverKind, cgroup::IoLimits};
+use driver::{DriverKind, cgroup::IoLimits, slot::machine};
 use gateway::{Gateway, GatewayOptions, TlsFiles, TowerApi};
 use image::{ImageStore, StoreOptions};
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -78,7 +78,9 @@ impl Server {
             disk_limits: plan.disk_limits,
         };
         let mut network = NetworkOptions::new(&instance, path.join("agent"));
-        network.machines = opening.machines().then(MachineSlots::default);
+        network.machines = opening.machines().then(|| MachineSlots {
+            first_owner: Some(machine::first_user(&instance)),
+        });
         let driver = tokio::task::spawn_blocking(move || opening.open());
         network.name_servers = plan.name_servers;
         let network = Network::start(network);
