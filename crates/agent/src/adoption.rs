@@ -141,7 +141,7 @@ async fn decide(parts: &Arc<Parts>, live: &Live) -> Result<Adopted, EndReason> {
                 AdoptedAs::State { lease, memory, at }
             }
             // Half made, so it runs on.
-            (None, Stage::Pausing) => find_machine(parts, live, Frozen::Thaw).await?,
+            (None, Stage::Pausing) => find_machine(parts, live, None).await?,
             (None, _) => {
                 let text = "the state that it was paused in is gone from the disk";
                 return Err(EndReason::Crashed(text.into()));
@@ -152,15 +152,15 @@ async fn decide(parts: &Arc<Parts>, live: &Live) -> Result<Adopted, EndReason> {
             stage: Stage::Paused,
             at,
             ..
-        }) => find_machine(parts, live, Frozen::Since(*at)).await?,
-        Some(_) => find_machine(parts, live, Frozen::Thaw).await?,
+        }) => find_machine(parts, live, Some(*at)).await?,
+        Some(_) => find_machine(parts, live, None).await?,
         None => {
             let ends = live.request.on_timeout == OnTimeout::Kill;
             if ends && live.machine.is_some() && live.deadline <= Timestamp::now() {
                 // Its time was up while nobody looked. Nothing keeps its slot, so it is swept.
                 return Err(EndReason::TimedOut);
             }
-            find_machine(parts, live, Frozen::No).await?
+            find_machine(parts, live, None).await?
         }
     };
     // A root file system that is gone does not disturb those that have it open.
@@ -177,19 +177,12 @@ async fn decide(parts: &Arc<Parts>, live: &Live) -> Result<Adopted, EndReason> {
     })
 }
 
-/// Whether a machine stands still.
-enum Frozen {
-    No,
-    /// It may, and is to go on.
-    Thaw,
-    /// It does, and is to stay so.
-    Since(Timestamp),
-}
-
+/// Takes over a sandbox's machine. `frozen_at` is since when it stands still in place; any other goes
+/// on, even if the journal says that it ran: it stands still too while a snapshot or a fork is saved.
 async fn find_machine(
     parts: &Arc<Parts>,
     live: &Live,
-    frozen: Frozen,
+    frozen_at: Option<Timestamp>,
 ) -> Result<AdoptedAs, EndReason> {
     let id = &live.request.id;
     let Some(record) = &live.machine else {
@@ -226,14 +219,14 @@ async fn find_machine(
             return Err(EndReason::Crashed(text));
         }
     };
-    if matches!(frozen, Frozen::Thaw) {
+    if frozen_at.is_none() {
         match machine.thaw().await {
             // A driver that never freezes in place has nothing to thaw.
             Ok(()) | Err(DriverError::Unsupported { .. }) => {}
             Err(error) => {
                 let error = problems::chain(&error);
                 return Err(EndReason::Crashed(format!(
-                    "Atoll was stopped while it was paused, and it cannot go on: {error}"
+                    "Atoll was started again, and it cannot go on: {error}"
                 )));
             }
         }
@@ -243,10 +236,7 @@ async fn find_machine(
         machine,
         slot,
         lease: lease.and_then(|key| parts.states.lease_adopted(key)),
-        frozen_at: match frozen {
-            Frozen::Since(at) => Some(at),
-            Frozen::No | Frozen::Thaw => None,
-        },
+        frozen_at,
     })
 }
 

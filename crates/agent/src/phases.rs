@@ -155,16 +155,21 @@ impl Phases {
         for (phase, _) in PHASES {
             self.phases[phase as usize].record(times.0[phase as usize]);
         }
-        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, time) in &driver.0 {
-            if let Some(step) = steps.get(name) {
-                step.record(*time);
-            } else if steps.len() < STEPS_MAX {
-                steps
-                    .entry(name.clone())
-                    .or_insert_with(Histogram::new)
-                    .record(*time);
-            }
+            self.record_step(name, *time);
+        }
+    }
+
+    /// Adds one time of a driver's step.
+    pub(crate) fn record_step(&self, name: &str, time: Duration) {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(step) = steps.get(name) {
+            step.record(time);
+        } else if steps.len() < STEPS_MAX {
+            steps
+                .entry(name.to_owned())
+                .or_insert_with(Histogram::new)
+                .record(time);
         }
     }
 }

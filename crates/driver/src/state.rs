@@ -14,6 +14,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 /// A template's root file system, as files of the node.
@@ -69,6 +70,9 @@ pub struct SavedState {
     pub resources: Resources,
     /// Its memory; none if only the disk was saved.
     pub memory: Option<SavedMemory>,
+    /// For how long the sandbox stood still meanwhile, if the driver knows; not written down.
+    #[serde(skip)]
+    pub stood_still: Option<Duration>,
 }
 
 /// The memory of a saved state.
@@ -82,8 +86,7 @@ pub struct SavedMemory {
     pub control_token: Secret,
 }
 
-/// What a memory snapshot is bound to: each is compared as text, and a difference is a reason to
-/// refuse.
+/// What a memory snapshot is bound to: a difference is a reason to refuse.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// The driver's program and its version: `QEMU 7.2.22`.
@@ -96,13 +99,21 @@ pub struct HostFacts {
     pub kernel: String,
     /// The guest program's digest.
     pub guest: String,
+    /// The rate of the time stamp counter, in kilohertz, if the guest counts by the host's own; a
+    /// guest that was told another would keep wrong time.
+    #[serde(default)]
+    pub counter_khz: Option<u64>,
 }
+
+/// Two measurements of the same counter differ by less than so many parts in a million; two hosts'
+/// counters that do are the same to a guest.
+const COUNTER_TOLERANCE_PPM: u64 = 300;
 
 impl HostFacts {
     /// Why a memory snapshot made where `self` was true cannot be resumed where `here` is; nothing
     /// if it can.
     pub fn differences(&self, here: &Self) -> Vec<String> {
-        [
+        let texts = [
             ("program", &self.program, &here.program),
             ("accelerator", &self.accelerator, &here.accelerator),
             ("processor", &self.processor, &here.processor),
@@ -111,8 +122,17 @@ impl HostFacts {
         ]
         .into_iter()
         .filter(|(_, then, now)| then != now)
-        .map(|(what, then, now)| format!("the {what} was `{then}` and is `{now}`"))
-        .collect()
+        .map(|(what, then, now)| format!("the {what} was `{then}` and is `{now}`"));
+        let counters = self.counter_khz.zip(here.counter_khz);
+        let counter = counters
+            .filter(|(then, now)| {
+                u128::from(then.abs_diff(*now)) * 1_000_000
+                    > u128::from(*then) * u128::from(COUNTER_TOLERANCE_PPM)
+            })
+            .map(|(then, now)| {
+                format!("the time stamp counter ran at {then} kHz and runs at {now} kHz")
+            });
+        texts.chain(counter).collect()
     }
 }
 
@@ -178,6 +198,7 @@ mod tests {
             processor: "max".into(),
             kernel: "6.1".into(),
             guest: "abc".into(),
+            counter_khz: Some(2_499_998),
         };
         assert_eq!(facts.differences(&facts), [""; 0]);
         let here = HostFacts {
@@ -187,6 +208,16 @@ mod tests {
         assert_eq!(
             facts.differences(&here),
             ["the accelerator was `tcg` and is `kvm`"]
+        );
+        let counting = |khz| HostFacts {
+            counter_khz: khz,
+            ..facts.clone()
+        };
+        assert_eq!(facts.differences(&counting(Some(2_500_010))), [""; 0]);
+        assert_eq!(facts.differences(&counting(None)), [""; 0]);
+        assert_eq!(
+            facts.differences(&counting(Some(2_600_000))),
+            ["the time stamp counter ran at 2499998 kHz and runs at 2600000 kHz"]
         );
     }
 }

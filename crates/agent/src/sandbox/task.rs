@@ -41,6 +41,9 @@ const TIMER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Requests that may wait while the task does something that takes long.
 const DEFERRED_MAX: usize = 32;
 
+/// The step of saving in which a sandbox that goes on does not move.
+const STANDING_STILL: &str = "save: it stands still";
+
 /// Starts a sandbox that is in the registry already.
 pub(crate) fn spawn_new(
     parts: &Arc<Parts>,
@@ -508,6 +511,10 @@ impl Task {
             crate::problems::from_driver(&error)
         })?;
         let took = clock.elapsed();
+        if let Some(stood_still) = state.stood_still {
+            parts.phases.record_step(STANDING_STILL, stood_still);
+        }
+        let took = state.stood_still.unwrap_or(took);
         let pin = match &about {
             None => None,
             // A build outlives the sandbox, and so must what it lies on.

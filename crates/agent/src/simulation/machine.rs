@@ -228,6 +228,7 @@ impl SimulatedMachine {
                     processor: String::new(),
                     kernel: String::new(),
                     guest: String::new(),
+                    counter_khz: None,
                 },
                 base: self
                     .process
@@ -247,6 +248,7 @@ impl SimulatedMachine {
             root: self.root.clone(),
             resources: self.resources,
             memory,
+            stood_still: None,
         };
         state.seal()?;
         Ok(state)

@@ -68,6 +68,7 @@ pub(super) async fn save(
             root: notes.root,
             resources: notes.resources,
             memory: None,
+            stood_still: None,
         };
         let saved = Stand::still(&inner, &group, slot, options).and_then(|stand| {
             let disk = directory.join(DISK);

@@ -72,6 +72,7 @@ pub(super) async fn save(
         root: notes.root.clone(),
         resources: notes.resources,
         memory,
+        stood_still: None,
     };
     blocking(move || seal(state)).await
 }

@@ -20,6 +20,7 @@ impl HostFacts {
             processor,
             kernel: format!("{}, {}", kernel.release, short(&kernel.digest)),
             guest: short(&kernel.guest_digest),
+            counter_khz: None,
         }
     }
 }

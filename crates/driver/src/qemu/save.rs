@@ -28,7 +28,7 @@ use std::{
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long the guest may take to write back what it holds.
@@ -56,10 +56,13 @@ pub(super) async fn save(
         .create(directory)
         .map_err(doing(format!("make {}", directory.display())))?;
     settle(machine, options.memory, stands).await?;
+    let stopped = Instant::now();
     machine.stop().await?;
     let kept = stand_still(hold, notes, directory, options).await?;
+    let mut stood_still = None;
     if options.goes_on && !stands {
         machine.go_on().await?;
+        stood_still = Some(stopped.elapsed());
     }
     let memory = kept.map(|kept| async {
         let directory = directory.to_owned();
@@ -82,6 +85,7 @@ pub(super) async fn save(
         root: notes.root.clone(),
         resources: notes.resources,
         memory,
+        stood_still,
     };
     blocking(move || {
         checksums::write(&state.directory)
