@@ -15,7 +15,7 @@ use crate::{
     cgroup::{Group, Limits},
     directory::{self, make_private},
     doing,
-    kernel::{Kernel, command_line},
+    kernel::{Kernel, command_line, time_stamp_khz},
     microvm::{self, Host, MicroVms, Vmm, console::Console, notes::Notes},
     phases::Stopwatch,
     slot::machine,
@@ -119,12 +119,19 @@ impl Qemu {
         let hierarchies = Host::look()?;
         let accelerator = options.accelerator.unwrap_or_else(Accelerator::choose);
         let runtime = Runtime::find(options.program.as_deref(), accelerator)?;
-        let facts = HostFacts::here(
-            runtime.version.clone(),
-            accelerator.name(),
-            accelerator.processor_facts(),
-            &options.kernel,
-        );
+        let facts = HostFacts {
+            counter_khz: match accelerator {
+                Accelerator::Tcg => Some(time_stamp_khz()),
+                // Told to the guest by KVM, which scales it where it must.
+                Accelerator::Kvm => None,
+            },
+            ..HostFacts::here(
+                runtime.version.clone(),
+                accelerator.name(),
+                accelerator.processor_facts(),
+                &options.kernel,
+            )
+        };
         let host = Host::open(
             hierarchies,
             &options.data_directory,
