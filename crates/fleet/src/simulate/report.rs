@@ -1,0 +1,144 @@
+//! What a simulation found: one row for each policy, and how it compares.
+
+use super::{
+    oracle::oracle,
+    trace::Trace,
+    world::{Options, simulate},
+};
+use crate::{
+    inventory::Inventory,
+    moment::{Moment, Span},
+    policy::Policy,
+};
+use serde::Serialize;
+
+/// The fleet at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Sample {
+    /// When.
+    pub at: Moment,
+    /// Processors that are asked for, whether they have a place or wait.
+    pub demand_cpu: f64,
+    /// Processors of machines that are on.
+    pub awake_cpu: f64,
+    /// What the whole fleet draws.
+    pub watts: f64,
+    /// Machines that are on.
+    pub machines_on: u32,
+}
+
+/// What one policy did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// The policy.
+    pub policy: String,
+    /// Energy, in kilowatt-hours.
+    pub energy_kwh: f64,
+    /// Cost, in the currency of the tariff.
+    pub cost: f64,
+    /// Carbon, in kilograms of CO₂ equivalent.
+    pub carbon_kg: f64,
+    /// How often a machine was switched off or suspended.
+    pub cycles: u64,
+    /// How often a workload was moved.
+    pub moves: u64,
+    /// How many requests arrived.
+    pub requests: u64,
+    /// How many of them waited at all.
+    pub waited: u64,
+    /// How long those who waited did so on average, in seconds.
+    pub mean_wait_seconds: f64,
+    /// Of all requests, 99 in 100 waited no longer than this.
+    pub p99_wait: Span,
+    /// The longest wait.
+    pub longest_wait: Span,
+    /// How many requests had no place in the end.
+    pub unserved: u64,
+    /// How often a machine would have been switched off under its work. Always 0, or there is a
+    /// bug.
+    pub work_lost: u64,
+    /// The longest boot.
+    pub longest_boot: Span,
+    /// Minute by minute.
+    #[serde(skip)]
+    pub samples: Vec<Sample>,
+}
+
+impl Row {
+    pub(super) fn new(policy: &str) -> Self {
+        Self {
+            policy: policy.to_owned(),
+            energy_kwh: 0.0,
+            cost: 0.0,
+            carbon_kg: 0.0,
+            cycles: 0,
+            moves: 0,
+            requests: 0,
+            waited: 0,
+            mean_wait_seconds: 0.0,
+            p99_wait: Span::ZERO,
+            longest_wait: Span::ZERO,
+            unserved: 0,
+            work_lost: 0,
+            longest_boot: Span::ZERO,
+            samples: Vec::new(),
+        }
+    }
+
+    pub(super) fn count_waits(&mut self, waits: &mut [u32]) {
+        waits.sort_unstable();
+        let first = waits.partition_point(|wait| *wait == 0);
+        let waited = &waits[first..];
+        self.waited = waited.len() as u64;
+        let sum: u64 = waited.iter().map(|wait| u64::from(*wait)).sum();
+        self.mean_wait_seconds = sum as f64 / waited.len().max(1) as f64;
+        let at = (waits.len() * 99 / 100).min(waits.len().saturating_sub(1));
+        let span = |wait: Option<&u32>| Span(wait.copied().unwrap_or(0).into());
+        self.p99_wait = span(waits.get(at));
+        self.longest_wait = span(waits.last());
+    }
+}
+
+/// Several policies on the same fleet and trace.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// One row for each policy, and one for an oracle that knows the future.
+    pub rows: Vec<Row>,
+    /// No policy, even one that moves everything at any moment and whose machines boot in no time,
+    /// needs less: in kilowatt-hours.
+    pub bound_kwh: f64,
+}
+
+/// Runs the trace under each policy, and beside them an oracle.
+pub fn compare(
+    inventory: &Inventory,
+    trace: &Trace,
+    policies: &[Policy],
+    options: Options,
+) -> Comparison {
+    let mut rows: Vec<Row> = policies
+        .iter()
+        .map(|policy| simulate(inventory, trace, policy, options))
+        .collect();
+    let tariff = policies.first().map(|policy| policy.tariff.clone());
+    let (row, bound_kwh) = oracle(inventory, trace, &tariff.unwrap_or_default(), options);
+    rows.push(row);
+    Comparison { rows, bound_kwh }
+}
+
+impl Comparison {
+    /// The row of this name.
+    pub fn row(&self, policy: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.policy == policy)
+    }
+
+    /// A policy's energy, relative to the oracle's.
+    pub fn of_oracle(&self, row: &Row) -> f64 {
+        let oracle = self.row("oracle").map_or(0.0, |row| row.energy_kwh);
+        if oracle > 0.0 {
+            row.energy_kwh / oracle
+        } else {
+            1.0
+        }
+    }
+}
