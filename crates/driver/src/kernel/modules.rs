@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Those that the guest cannot do without, unless the kernel has them built in, and those that it
-/// takes if they are there.
+/// takes if they are there: for entropy, to notice that it was resumed, and to give back memory.
 const NEEDED: [&str; 6] = [
     "virtio_mmio",
     "virtio_blk",
@@ -18,7 +18,7 @@ const NEEDED: [&str; 6] = [
     "erofs",
     "overlay",
 ];
-const WELCOME: [&str; 2] = ["virtio_rng", "vmgenid"];
+const WELCOME: [&str; 3] = ["virtio_rng", "vmgenid", "virtio_balloon"];
 
 /// Dependencies are never deeper.
 const DEEPEST: usize = 16;
