@@ -17,7 +17,7 @@ use driver::{
     firecracker::{Firecracker, FirecrackerOptions, MemoryBackend},
     kernel::Kernel,
 };
-use firecracker_api::{Behaviour, requests};
+use firecracker_api::{Behaviour, Lie, requests};
 use host::{Host, failed, tell_guest, text};
 use serde_json::{Value, json};
 use std::{
@@ -28,7 +28,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use support::{World, network, wait_for};
 
@@ -263,5 +263,33 @@ async fn a_firecracker_that_hangs_before_it_says_where_its_memory_is_is_ended() 
     // And one that is never started.
     let prepared = driver.prepare(host.slot(), &plan).await.unwrap();
     prepared.discard().await;
+    host.expect_nothing_left(&driver).await;
+}
+
+#[tokio::test]
+async fn a_firecracker_that_lies_of_its_memory_is_ended() {
+    let host = Host::new();
+    let driver = with_pages(&host);
+    let machine = host.start(&driver).await;
+    let state = machine
+        .save(&host.path("saved"), WITH_MEMORY)
+        .await
+        .unwrap();
+    machine.destroy().await.unwrap();
+    for lie in [
+        Lie::Nonsense,
+        Lie::More,
+        Lie::AnotherDescriptor,
+        Lie::NoDescriptor,
+    ] {
+        host.becomes(&Behaviour {
+            lies: Some(lie),
+            ..Behaviour::default()
+        });
+        let begin = Instant::now();
+        let told = text(&failed(host.load(&driver, host.slot(), &state).await));
+        assert!(told.contains("its machine "), "{lie:?}: {told}");
+        assert!(begin.elapsed() < Duration::from_secs(10), "{lie:?}");
+    }
     host.expect_nothing_left(&driver).await;
 }

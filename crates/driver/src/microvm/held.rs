@@ -23,6 +23,9 @@ use tokio::{
 /// How long an end may take before it is an error.
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long an error may be told later, to tell whether its cause is that a process has ended.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// A hypervisor's process that was just started.
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -132,16 +135,24 @@ impl Held {
         }
     }
 
-    /// Does something, for as long as its process lives.
+    /// Does something, for as long as its process lives. If that ends meanwhile, how it ended is the
+    /// error.
     pub(crate) async fn unless_ended<T>(
         &self,
         work: impl Future<Output = Result<T, DriverError>>,
     ) -> Result<T, DriverError> {
-        tokio::select! {
+        let done = tokio::select! {
             biased;
             done = work => done,
             _ = self.process.readable() => Err(DriverError::Guest(self.wait().await)),
+        };
+        // Its sockets are closed a moment before it has ended.
+        if let Err(DriverError::System { doing, source }) = &done
+            && let Ok(ended) = tokio::time::timeout(MOMENT, self.wait()).await
+        {
+            return Err(DriverError::Guest(format!("{ended} ({doing}: {source})")));
         }
+        done
     }
 
     /// Waits for the end of its process, and tells what is known of it.

@@ -84,6 +84,11 @@ impl Layout {
         Ok(Self(regions))
     }
 
+    /// All regions; at least one.
+    pub(super) fn regions(&self) -> &[Region] {
+        &self.0
+    }
+
     /// The region that an address lies in.
     pub(super) fn region_of(&self, address: u64) -> Option<&Region> {
         self.0

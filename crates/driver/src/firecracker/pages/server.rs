@@ -103,8 +103,13 @@ fn serve(listener: OwnedFd, machine: BorrowedFd<'_>, source: &Source) -> io::Res
         return Ok(());
     };
     let layout = Layout::parse(&said, source.length())?;
+    let userfault = Userfault::new(descriptor)?;
+    // Nobody waits yet; but whatever is no userfaultfd refuses, and would never say anything.
+    for region in layout.regions() {
+        userfault.wake(region.start, region.page)?;
+    }
     let mut server = Server {
-        userfault: Userfault::new(descriptor)?,
+        userfault,
         layout,
         source,
         present: Pages::new(source.length()),

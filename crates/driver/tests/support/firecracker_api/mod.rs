@@ -42,6 +42,21 @@ pub struct Behaviour {
     pub hangs_at: Option<String>,
     /// What the jailer says when it fails.
     pub jailer_fails: Option<String>,
+    /// What it tells of its memory that is not so.
+    pub lies: Option<Lie>,
+}
+
+/// What a Firecracker that was taken over could tell of its memory.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+pub enum Lie {
+    /// Something that is no description of memory.
+    Nonsense,
+    /// That there is more of it than was saved.
+    More,
+    /// Where it is, with something that is no userfaultfd.
+    AnotherDescriptor,
+    /// Where it is, without a descriptor.
+    NoDescriptor,
 }
 
 impl Default for Behaviour {
@@ -53,6 +68,7 @@ impl Default for Behaviour {
             dies_at: None,
             hangs_at: None,
             jailer_fails: None,
+            lies: None,
         }
     }
 }

@@ -251,7 +251,9 @@ fn act(
             Ok(None)
         }
         (_, "/snapshot/create", Some(body)) => create(&mut machine, body).map(|()| None),
-        (_, "/snapshot/load", Some(body)) => load(&mut machine, body, shared).map(|()| None),
+        (_, "/snapshot/load", Some(body)) => {
+            load(&mut machine, body, shared, behaviour).map(|()| None)
+        }
         (_, _, Some(body)) => {
             for name in ["path_on_host", "kernel_image_path", "initrd_path"] {
                 if let Some(file) = body.get(name).and_then(Value::as_str) {
@@ -382,7 +384,12 @@ fn create(machine: &mut Machine, body: &Value) -> Result<(), String> {
     Ok(())
 }
 
-fn load(machine: &mut Machine, body: &Value, shared: &Arc<Shared>) -> Result<(), String> {
+fn load(
+    machine: &mut Machine,
+    body: &Value,
+    shared: &Arc<Shared>,
+    behaviour: &Behaviour,
+) -> Result<(), String> {
     let failed = |what: &dyn std::fmt::Display| format!("Load snapshot error: {what}");
     let mut devices = String::new();
     open(body["snapshot_path"].as_str().unwrap(), false)?
@@ -416,7 +423,7 @@ fn load(machine: &mut Machine, body: &Value, shared: &Arc<Shared>) -> Result<(),
     match body["mem_backend"]["backend_type"].as_str() {
         Some("Uffd") => {
             let page = if huge { 2 << 20 } else { PAGE };
-            let memory = Memory::new(machine.memory_mib << 20, page, path);
+            let memory = Memory::new(machine.memory_mib << 20, page, path, behaviour.lies);
             machine.memory = Some(memory.map_err(|error| failed(&error))?);
             machine.look();
         }

@@ -1,6 +1,7 @@
 //! Memory that somebody else brings, as Firecracker has it: registered with a userfaultfd that is
 //! sent to whoever listens.
 
+use super::Lie;
 use rustix::{
     fs::{Mode, OFlags},
     io::IoSlice,
@@ -38,17 +39,21 @@ unsafe impl Send for Memory {}
 
 impl Memory {
     /// As large as a machine's, in pages of a size, brought by who listens at `path`.
-    pub(super) fn new(bytes: u64, page: usize, path: &str) -> io::Result<Self> {
+    pub(super) fn new(bytes: u64, page: usize, path: &str, lie: Option<Lie>) -> io::Result<Self> {
         let length = usize::try_from(bytes / 2).unwrap();
         let descriptor = open()?;
         let regions = [map(length)?, map(length)?];
         let mut said = Vec::new();
+        let told = match lie {
+            Some(Lie::More) => 2 * length,
+            _ => length,
+        };
         for (number, region) in regions.iter().enumerate() {
             let mut register = [*region as u64, length as u64, MISSING, 0];
             control(&descriptor, REGISTER, register.as_mut_ptr())?;
             said.push(json!({
                 "base_host_virt_addr": *region as u64,
-                "size": length,
+                "size": told,
                 "offset": number * length,
                 "page_size": page,
                 "page_size_kib": page,
@@ -57,9 +62,17 @@ impl Memory {
         let stream = UnixStream::connect(path)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let sent = [descriptor.as_fd()];
-        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sent)));
-        let text = serde_json::Value::from(said).to_string();
+        let sent = [match lie {
+            Some(Lie::AnotherDescriptor) => stream.as_fd(),
+            _ => descriptor.as_fd(),
+        }];
+        if !matches!(lie, Some(Lie::NoDescriptor)) {
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sent)));
+        }
+        let text = match lie {
+            Some(Lie::Nonsense) => json!([{ "where": "here" }]).to_string(),
+            _ => serde_json::Value::from(said).to_string(),
+        };
         let text = [IoSlice::new(text.as_bytes())];
         sendmsg(&stream, &text, &mut ancillary, SendFlags::empty())?;
         Ok(Self {
