@@ -65,7 +65,8 @@ pub(crate) fn copy_to(source: &File, path: &Path) -> io::Result<File> {
     Ok(copy)
 }
 
-fn copy_bytes(source: &File, copy: &File, mut from: u64, end: u64) -> io::Result<()> {
+/// Writes a part of a file to the same place of another.
+pub(crate) fn copy_bytes(source: &File, copy: &File, mut from: u64, end: u64) -> io::Result<()> {
     let mut buffer = vec![0u8; PART];
     while from < end {
         let length = usize::try_from(end - from).map_or(PART, |left| left.min(PART));

@@ -46,6 +46,7 @@ conformance! {
         a_sandbox_starts_serves_and_leaves_nothing,
         a_prepared_sandbox_can_be_discarded_or_dropped,
         a_slot_can_be_used_again_at_once,
+        each_sandbox_runs_as_a_user_of_its_own,
         a_running_sandbox_outlives_its_driver_and_is_adopted,
         what_nobody_keeps_is_swept,
         an_end_is_seen_with_its_reason,
@@ -55,6 +56,7 @@ conformance! {
         a_sandbox_starts_serves_and_leaves_nothing,
         a_prepared_sandbox_can_be_discarded_or_dropped,
         a_slot_can_be_used_again_at_once,
+        each_sandbox_runs_as_a_user_of_its_own,
         a_running_sandbox_outlives_its_driver_and_is_adopted,
         what_nobody_keeps_is_swept,
         an_end_is_seen_with_its_reason,
@@ -70,6 +72,7 @@ conformance! {
         a_sandbox_starts_serves_and_leaves_nothing,
         a_prepared_sandbox_can_be_discarded_or_dropped,
         a_slot_can_be_used_again_at_once,
+        each_sandbox_runs_as_a_user_of_its_own,
         a_running_sandbox_outlives_its_driver_and_is_adopted,
         what_nobody_keeps_is_swept,
         an_end_is_seen_with_its_reason,
@@ -132,6 +135,43 @@ async fn a_slot_can_be_used_again_at_once(world: World) {
             !world.root.join("only").exists(),
             "round {round} wrote to the shared root"
         );
+    }
+    driver.shutdown().await;
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+async fn each_sandbox_runs_as_a_user_of_its_own(world: World) {
+    let driver = world.driver();
+    let (first, second) = (
+        world.start(&*driver, "").await,
+        world.start(&*driver, "").await,
+    );
+    let mut users = Vec::new();
+    for sandbox in [&first, &second] {
+        let record = sandbox.record();
+        let status = fs::read_to_string(format!("/proc/{}/status", record.pid)).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let words = line.unwrap().split_whitespace();
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let uids = field("Uid:");
+        let user: u32 = uids[0].parse().unwrap();
+        assert!(uids.iter().all(|uid| *uid == uids[0]), "{uids:?}");
+        assert!(user > 65_535, "nobody of the host's: {user}");
+        if world.kind != DriverKind::Container {
+            assert_eq!(user, world.user_of(record.slot));
+            assert_eq!(field("Gid:")[0], uids[0]);
+            assert_eq!(field("Groups:"), [""; 0]);
+            for kind in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+                assert_eq!(field(kind), ["0000000000000000"], "{kind}");
+            }
+        }
+        users.push(user);
+    }
+    assert_ne!(users[0], users[1]);
+    for sandbox in [first, second] {
+        sandbox.destroy().await.unwrap();
     }
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);

@@ -11,14 +11,9 @@
 //! link: what a machine was loaded with is laid beneath what it has written since.
 
 use crate::{DriverError, SavedState, doing, sparse};
-use rustix::{
-    fs::{SeekFrom, seek},
-    io::Errno,
-};
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -27,9 +22,6 @@ pub(super) const DEVICES: &str = "devices";
 pub(super) const WHOLE: &str = "memory";
 pub(crate) const DIFFERENCE: &str = "memory.difference";
 const MERGED: &str = "memory.merged";
-
-/// How much is copied at once.
-const PART: usize = 1 << 20;
 
 /// The files that a state's memory consists of, the uppermost first: where one has a hole, the next
 /// counts. Blocks.
@@ -105,31 +97,15 @@ fn overlay(difference: &File, onto: &File) -> io::Result<()> {
             "a difference of another size",
         ));
     }
-    let mut buffer = vec![0; PART];
-    let mut from = 0;
-    while from < length {
-        let mut at = match seek(difference, SeekFrom::Data(from)) {
-            Ok(at) => at,
-            // No data behind this offset.
-            Err(Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(difference, SeekFrom::Hole(at))?.min(length);
-        while at < end {
-            let count = usize::try_from(end - at).map_or(PART, |left| left.min(PART));
-            let part = &mut buffer[..count];
-            difference.read_exact_at(part, at)?;
-            onto.write_all_at(part, at)?;
-            at += count as u64;
-        }
-        from = end;
-    }
-    Ok(())
+    sparse::for_each_part(difference, length, |from, to| {
+        sparse::copy_bytes(difference, onto, from, to)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn differences_are_laid_over_each_other() {
