@@ -1,39 +1,37 @@
 //! [`Firecracker`]: prepare, adopt, sweep, shut down.
 
 use super::{
+    boot::boot,
     client::Client,
     hold::Hold,
     jail::Jail,
     launch::{self, Launched},
     memory,
     messages::{
-        Action, Backend, Balloon, BootSource, Change, DEVICES, DRIVES, Entropy, GuestMemory,
-        INITRAMFS, Interface, KERNEL, LAYER, MEMORY, MachineConfig, Metadata, MetadataConfig, ROOT,
+        Backend, Change, DEVICES, GuestMemory, INITRAMFS, KERNEL, LAYER, MEMORY, Metadata, ROOT,
     },
+    options::FirecrackerOptions,
     pages::{self, Pages},
-    restore, save,
-    version::{Version, parse_first_line},
+    restore,
+    runtime::{facts, serves_pages, version_of},
+    save,
+    version::Version,
 };
 use crate::{
     DriverError, DriverKind, MachineRecord, NetworkSlot, Origin, Plan, SaveOptions, SavedState,
     blocking::blocking,
     cgroup::{Group, Limits},
-    full_or,
-    kernel::{Hypervisor, Kernel, command_line},
-    kvm,
+    full_or, kvm,
     microvm::{self, Host, MicroVms, Vmm, notes::Notes, unsupported},
     phases::Stopwatch,
-    slot::machine::{self, TAP},
     state::HostFacts,
 };
-use api::{Resources, Secret, boot::Identity};
+use api::{Resources, boot::Identity};
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -44,99 +42,11 @@ const OWN_MEMORY: u64 = 64;
 /// Threads that Firecracker may have beside the processors.
 const OWN_THREADS: u32 = 16;
 
-/// How long a machine may take to boot; many may boot at once.
-const BOOT_PATIENCE: Duration = Duration::from_secs(60);
-
 /// How long Firecracker may take for an ordinary request.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The most processors that Firecracker gives a machine.
 const MOST_PROCESSORS: u32 = 32;
-
-/// Where the memory of a machine that is loaded comes from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum MemoryBackend {
-    /// Firecracker maps the file: machines of one state share the pages that they only read.
-    #[default]
-    File,
-    /// A process of this program's brings each page that the machine touches; see
-    /// [`pages`](super::pages). Where the host has no userfaultfd, it is the file.
-    Pages,
-}
-
-/// How a node runs machines.
-#[derive(Debug, Clone)]
-pub struct FirecrackerOptions {
-    /// The data directory: what machines have is in `jails`.
-    pub data_directory: PathBuf,
-    /// Names what this instance makes on the machine: four hexadecimal digits.
-    pub instance: String,
-    /// Firecracker; its file name must hold `firecracker`, as the jailer wants it.
-    pub program: PathBuf,
-    /// Its jailer, of the same release.
-    pub jailer: PathBuf,
-    /// The guest's kernel.
-    pub kernel: Kernel,
-    /// The host's number for the user of the first slot.
-    pub first_id: u32,
-    /// A CPU template that hides what hosts differ in, such as `T2`; then snapshots are bound to it
-    /// and not to the processor.
-    pub cpu_template: Option<String>,
-    /// Whether pages that a loaded machine writes are counted, so that saving it again keeps only
-    /// those. It costs a fault for each.
-    pub track_dirty_pages: bool,
-    /// Where the memory of a machine that is loaded comes from.
-    pub memory: MemoryBackend,
-    /// Whether memory is in pages of 2 MiB from the host's pool of them
-    /// (`/proc/sys/vm/nr_hugepages`), which control groups do not count as memory. They are always
-    /// brought by a process; states with and without them are not exchanged.
-    pub huge_pages: bool,
-    /// The program, with arguments, that brings pages: its `main` calls
-    /// [`run_if_asked`](super::pages::run_if_asked) first thing.
-    pub pages_command: Vec<OsString>,
-    /// Whether a loaded machine's clocks go on from the time that it is. The guest is told the time
-    /// anyway; this moves its monotonic clock, too, so that timers that were set before it was saved
-    /// are up. Firecracker 1.16 or newer on Linux 5.16 or newer; others let them go on.
-    pub advance_clock: bool,
-    /// How often guests are asked what their memory holds, for
-    /// [`guest_memory`](Firecracker::guest_memory). It wakes them each time.
-    pub balloon_statistics: Option<Duration>,
-    /// Whether programs inside can ask Firecracker at 169.254.169.254 for the ids of sandbox and
-    /// template (MMDS, version 2).
-    pub metadata: bool,
-    /// Whether to try first if KVM runs code. Only tests, with something in place of Firecracker,
-    /// do without.
-    pub try_kvm: bool,
-}
-
-impl FirecrackerOptions {
-    /// The usual options.
-    pub fn new(
-        data_directory: impl Into<PathBuf>,
-        instance: impl Into<String>,
-        (program, jailer): (PathBuf, PathBuf),
-        kernel: Kernel,
-    ) -> Self {
-        let instance = instance.into();
-        Self {
-            data_directory: data_directory.into(),
-            first_id: machine::first_user(&instance),
-            instance,
-            program,
-            jailer,
-            kernel,
-            cpu_template: None,
-            track_dirty_pages: true,
-            memory: MemoryBackend::default(),
-            huge_pages: false,
-            pages_command: vec!["/proc/self/exe".into(), "pages".into()],
-            advance_clock: false,
-            balloon_statistics: None,
-            metadata: false,
-            try_kvm: true,
-        }
-    }
-}
 
 /// The `firecracker` driver.
 #[derive(Debug)]
@@ -245,65 +155,6 @@ impl Firecracker {
     }
 }
 
-/// Whether memory is to be brought page by page, and can be.
-fn serves_pages(options: &FirecrackerOptions) -> Result<bool, DriverError> {
-    if !options.huge_pages && options.memory == MemoryBackend::File {
-        return Ok(false);
-    }
-    match pages::is_usable() {
-        Ok(()) => Ok(true),
-        Err(error) if options.huge_pages => Err(unsupported(
-            format!("huge pages need userfaultfd, and /dev/userfaultfd cannot be used: {error}"),
-            "Start Linux 6.1 or newer with CONFIG_USERFAULTFD, or set vm.unprivileged_userfaultfd to 1",
-        )),
-        Err(error) => {
-            tracing::warn!(%error, "memory comes from files, as userfaultfd cannot be used");
-            Ok(false)
-        }
-    }
-}
-
-/// What a program prints when it is asked.
-fn ask(program: &Path, question: &str) -> io::Result<String> {
-    let output = Command::new(program)
-        .arg(question)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn version_of(program: &Path) -> Result<Version, DriverError> {
-    let name = program.display();
-    let remedy = "Install Firecracker and its jailer from one release: \
-                  https://github.com/firecracker-microvm/firecracker/releases";
-    let text = ask(program, "--version").map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => unsupported(format!("{name} is not there"), remedy),
-        _ => unsupported(format!("{name} does not start: {error}"), remedy),
-    })?;
-    parse_first_line(&text)
-        .ok_or_else(|| unsupported(format!("{name} does not tell its version"), remedy))
-}
-
-/// What snapshots are bound to: the format of their files is the version's, and what a processor
-/// can is part of them, unless a template hides it.
-fn facts(options: &FirecrackerOptions, version: Version) -> HostFacts {
-    let format = ask(&options.program, "--snapshot-version").unwrap_or_default();
-    let format: String = format.trim().chars().take(20).collect();
-    let processor = match &options.cpu_template {
-        Some(template) => format!("template {template}"),
-        None => microvm::host_processor(),
-    };
-    let huge = if options.huge_pages {
-        ", huge pages"
-    } else {
-        ""
-    };
-    let program = format!("Firecracker {version}, snapshots {format}{huge}");
-    HostFacts::here(program, "kvm", processor, &options.kernel)
-}
-
 /// What a machine is made with.
 struct Furniture {
     group: Group,
@@ -379,48 +230,6 @@ impl Inner {
             .flat_map(|program| read(&program.path()).map(move |slot| (program.path(), slot)))
             .filter_map(|(program, slot)| Some((program, slot.file_name().to_str()?.parse().ok()?)))
             .collect()
-    }
-
-    /// Describes a machine to Firecracker, starts it, and waits until its guest waits.
-    async fn boot(
-        &self,
-        hold: &Hold,
-        slot: &NetworkSlot,
-        resources: &Resources,
-        token: &Secret,
-        phases: &mut Stopwatch,
-    ) -> Result<(), DriverError> {
-        let client = &hold.client;
-        let options = &self.options;
-        let template = options.cpu_template.as_deref();
-        let source = BootSource::new(command_line(Hypervisor::Firecracker, token));
-        let interface = Interface::new(slot.tap.as_deref().unwrap_or(TAP));
-        let describe = async {
-            let config = MachineConfig::new(resources, template, options.huge_pages);
-            client.put("/machine-config", &config, PATIENCE).await?;
-            client.put("/boot-source", &source, PATIENCE).await?;
-            for drive in &DRIVES {
-                let path = format!("/drives/{}", drive.drive_id);
-                client.put(&path, drive, PATIENCE).await?;
-            }
-            let path = format!("/network-interfaces/{}", interface.iface_id);
-            client.put(&path, &interface, PATIENCE).await?;
-            if options.metadata {
-                let on = MetadataConfig::ON;
-                client.put("/mmds/config", &on, PATIENCE).await?;
-            }
-            let statistics = options.balloon_statistics;
-            let balloon = Balloon::new(self.version, statistics, options.huge_pages);
-            client.put("/balloon", &balloon, PATIENCE).await?;
-            client.put("/entropy", &Entropy {}, PATIENCE).await?;
-            client.put("/actions", &Action::START, PATIENCE).await
-        };
-        hold.unless_ended(describe).await?;
-        phases.mark("describe and start");
-        hold.unless_ended(hold.wait_for_guest(BOOT_PATIENCE))
-            .await?;
-        phases.mark("boot");
-        Ok(())
     }
 }
 
@@ -519,9 +328,7 @@ impl Vmm for Inner {
         }
         let hold = Hold::of_launched(this, slot, launched, (group, jail), loads)?;
         if loads.is_none()
-            && let Err(error) = this
-                .boot(&hold, slot, &plan.resources, &token, phases)
-                .await
+            && let Err(error) = boot(&hold, slot, &plan.resources, &token, phases).await
         {
             let _ = hold.end().await;
             return Err(error);

@@ -19,14 +19,16 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `driver` | [`Firecracker`]: what differs from other hypervisors |
+//! | `driver`, `options` | [`Firecracker`]: what differs from other hypervisors |
 //! | `hold` | a machine, and the way to its Firecracker |
 //! | `launch`, `jailer` | how Firecracker is started and locked up |
 //! | `jail` | the directory that it sees as its root |
-//! | `client`, `messages`, `version` | how it is spoken to |
-//! | `save`, `restore`, `memory` | what is saved, and how it comes back |
+//! | `client`, `messages` | how it is spoken to |
+//! | `runtime`, `version` | what it is, and what it can do |
+//! | `boot`, `save`, `restore`, `memory` | a machine's beginning; what is saved, and comes back |
 //! | [`pages`] | memory that is brought page by page |
 
+mod boot;
 mod client;
 mod driver;
 mod hold;
@@ -35,12 +37,15 @@ mod jailer;
 mod launch;
 mod memory;
 mod messages;
+mod options;
 pub mod pages;
 mod restore;
+mod runtime;
 mod save;
 mod version;
 
-pub use driver::{Firecracker, FirecrackerOptions, MemoryBackend};
+pub use driver::Firecracker;
 pub(crate) use memory::DIFFERENCE;
 pub use messages::GuestMemory;
+pub use options::{FirecrackerOptions, MemoryBackend};
 pub use version::{OLDEST, Version};

@@ -6,7 +6,9 @@ use super::{
     hold::Hold,
     launch::{self, Launch},
     machine::QemuMachine,
-    memory, restore,
+    memory,
+    options::QemuOptions,
+    restore,
     runtime::Runtime,
     save,
 };
@@ -15,16 +17,14 @@ use crate::{
     cgroup::{Group, Limits},
     directory::{self, make_private},
     doing,
-    kernel::{Kernel, command_line, time_stamp_khz},
+    kernel::{command_line, time_stamp_khz},
     microvm::{self, Host, MicroVms, Vmm, console::Console, notes::Notes},
     phases::Stopwatch,
-    slot::machine,
     sparse,
     state::HostFacts,
 };
 use api::{Resources, boot::Identity};
 use std::{
-    ffi::OsString,
     fs::{self, File},
     io,
     os::fd::OwnedFd,
@@ -46,46 +46,6 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long QEMU may take for an ordinary command.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How a node runs machines.
-#[derive(Debug, Clone)]
-pub struct QemuOptions {
-    /// The data directory: what machines have is in `machines`.
-    pub data_directory: PathBuf,
-    /// Names what this instance makes on the machine: four hexadecimal digits.
-    pub instance: String,
-    /// The program, with arguments, that becomes QEMU in its jail: its `main` calls
-    /// [`run_if_asked`](super::jail::run_if_asked) first thing.
-    pub jail_command: Vec<OsString>,
-    /// QEMU; None looks where programs are.
-    pub program: Option<PathBuf>,
-    /// The guest's kernel.
-    pub kernel: Kernel,
-    /// How instructions run; None tries KVM.
-    pub accelerator: Option<Accelerator>,
-    /// The host's number for the user of the first slot.
-    pub first_id: u32,
-}
-
-impl QemuOptions {
-    /// The usual options: this program itself becomes the jail.
-    pub fn new(
-        data_directory: impl Into<PathBuf>,
-        instance: impl Into<String>,
-        kernel: Kernel,
-    ) -> Self {
-        let instance = instance.into();
-        Self {
-            data_directory: data_directory.into(),
-            first_id: machine::first_user(&instance),
-            instance,
-            jail_command: vec!["/proc/self/exe".into(), "jail".into()],
-            program: None,
-            kernel,
-            accelerator: None,
-        }
-    }
-}
 
 /// The `qemu` driver.
 #[derive(Debug)]

@@ -15,7 +15,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `driver` | [`Qemu`]: what differs from other hypervisors |
+//! | `driver`, `options` | [`Qemu`]: what differs from other hypervisors |
 //! | `hold`, `machine` | a machine, and the way to its QEMU |
 //! | `launch`, [`jail`], `opener` | how QEMU is started and locked up |
 //! | `arguments`, `runtime`, `accelerator` | its command line, its files, how instructions run |
@@ -32,6 +32,7 @@ mod launch;
 mod machine;
 mod memory;
 mod opener;
+mod options;
 mod qmp;
 mod restore;
 mod runtime;
@@ -41,4 +42,5 @@ use crate::microvm::notes;
 
 pub use accelerator::Accelerator;
 pub use checksums::verify;
-pub use driver::{Qemu, QemuOptions};
+pub use driver::Qemu;
+pub use options::QemuOptions;
