@@ -140,6 +140,24 @@ async fn pages_are_brought_and_what_differs_is_saved() {
 }
 
 #[tokio::test]
+async fn pages_are_right_while_others_are_given_back() {
+    let host = Host::new();
+    let driver = with_pages(&host);
+    let machine = host.start(&driver).await;
+    let state = machine
+        .save(&host.path("saved"), WITH_MEMORY)
+        .await
+        .unwrap();
+    machine.destroy().await.unwrap();
+    let machine = host.load(&driver, host.slot(), &state).await.unwrap();
+    for _ in 0..3 {
+        tell_guest(&*machine, "control", "/stress");
+    }
+    machine.destroy().await.unwrap();
+    host.expect_nothing_left(&driver).await;
+}
+
+#[tokio::test]
 async fn a_server_outlives_the_driver_and_ends_with_its_machine() {
     let host = Host::new();
     let (record, server) = {

@@ -62,6 +62,11 @@ fn answer(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             204
         }
         ["POST", path, _] if path.starts_with("/_atoll/settle") => 204,
+        // `PUT /stress` touches all memory at once.
+        ["PUT", "/stress", _] => {
+            machine.stress();
+            204
+        }
         // `PUT /remove/NUMBER` gives a page back.
         ["PUT", path, _] if path.starts_with("/remove/") => {
             machine.remove(path["/remove/".len()..].parse().unwrap());

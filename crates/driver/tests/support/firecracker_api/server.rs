@@ -76,6 +76,17 @@ impl Machine {
         self.dirty.insert(page);
     }
 
+    /// Touches all memory at once, while pages from 32 on are given back.
+    pub(super) fn stress(&self) {
+        let expected = |page| match self.pages.get(&page) {
+            Some(byte) => *byte,
+            None => booted(page),
+        };
+        if let Some(memory) = &self.memory {
+            memory.stress(32..64, &expected);
+        }
+    }
+
     /// What is in memory that somebody else brought.
     fn look(&mut self) {
         let Some(memory) = &self.memory else { return };
@@ -279,6 +290,16 @@ fn open(path: &str, writes: bool) -> Result<File, String> {
         .map_err(|error| format!("Unable to open {path}: {error}"))
 }
 
+/// What is in a page of a machine that has booted.
+fn booted(page: u64) -> u8 {
+    match page {
+        1 => 1,
+        2 => 2,
+        32..64 => 9,
+        _ => 0,
+    }
+}
+
 /// Opens a tap device as Firecracker does: whoever it does not belong to cannot.
 fn open_tap(name: &str) -> Result<File, String> {
     const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
@@ -312,10 +333,10 @@ fn start(machine: &mut Machine, shared: &Arc<Shared>) -> Result<(), String> {
     let config = machine.bodies.get("/machine-config");
     machine.memory_mib = config.map_or(128, |config| config["mem_size_mib"].as_u64().unwrap());
     machine.tracks = config.is_some_and(|config| config["track_dirty_pages"] == true);
-    machine.write(1, 1);
-    machine.write(2, 2);
-    for page in 32..64 {
-        machine.write(page, 9);
+    for page in 0..64 {
+        if booted(page) != 0 {
+            machine.write(page, booted(page));
+        }
     }
     go(machine, shared);
     println!("\n[    0.1] {}", api::boot::SERIAL_WAITING);
@@ -424,8 +445,10 @@ fn load(
         Some("Uffd") => {
             let page = if huge { 2 << 20 } else { PAGE };
             let memory = Memory::new(machine.memory_mib << 20, page, path, behaviour.lies);
-            machine.memory = Some(memory.map_err(|error| failed(&error))?);
-            machine.look();
+            let memory = memory.map_err(|error| failed(&error))?;
+            // Firecracker looks at the queues of devices.
+            memory.read(0);
+            machine.memory = Some(memory);
         }
         _ if huge => {
             return Err(failed(

@@ -11,6 +11,7 @@ use serde_json::json;
 use std::{
     io,
     mem::MaybeUninit,
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -26,6 +27,9 @@ const MISSING: u64 = 1;
 const PAGE: usize = 4096;
 const HUGE: usize = 2 << 20;
 
+const READERS: u64 = 4;
+const ROUNDS: u32 = 50;
+
 /// Two regions, as a machine has them with a hole in between.
 pub(super) struct Memory {
     regions: [*mut u8; 2],
@@ -34,8 +38,10 @@ pub(super) struct Memory {
     _descriptor: OwnedFd,
 }
 
-// SAFETY: plain memory, behind the machine's lock.
+// SAFETY: plain memory, behind the machine's lock; who shares it touches different pages.
 unsafe impl Send for Memory {}
+// SAFETY: the same.
+unsafe impl Sync for Memory {}
 
 impl Memory {
     /// As large as a machine's, in pages of a size, brought by who listens at `path`.
@@ -98,6 +104,33 @@ impl Memory {
     pub(super) fn write(&self, page: u64, byte: u8) {
         // SAFETY: mapped, for writing, for as long as this value.
         unsafe { self.at(page).write_bytes(byte, PAGE) };
+    }
+
+    /// Touches all pages by several threads at once, while another gives some back, again and again.
+    /// Panics if one does not hold what it should.
+    pub(super) fn stress(&self, given_back: Range<u64>, expected: &(dyn Fn(u64) -> u8 + Sync)) {
+        let pages = (2 * self.length / PAGE) as u64;
+        std::thread::scope(|scope| {
+            for reader in 0..READERS {
+                let given_back = given_back.clone();
+                scope.spawn(move || {
+                    for number in 0..pages {
+                        // Each in an order of its own.
+                        let page = (number * (2 * reader + 1) * 37 + reader) % pages;
+                        if !given_back.contains(&page) {
+                            assert_eq!(self.read(page), expected(page), "page {page}");
+                        }
+                    }
+                });
+            }
+            for round in 0..ROUNDS {
+                for page in given_back.clone() {
+                    self.remove(page);
+                    assert_eq!(self.read(page), 0, "page {page}, given back {round} times");
+                    self.write(page, 1);
+                }
+            }
+        });
     }
 
     /// Gives a page back, as the balloon does.
