@@ -32,7 +32,8 @@ pub struct AgentOptions {
     pub on_exit: OnExit,
     /// The port that guests serve on: [`GUEST_PORT`], but for tests.
     pub guest_port: u16,
-    /// How long one sandbox may take to start, waiting for its turn included.
+    /// How long one sandbox may take to start, waiting for its turn included; where a machine has to
+    /// boot for it, it may take longer.
     pub start_deadline: Duration,
 }
 

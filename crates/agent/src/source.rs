@@ -5,7 +5,7 @@ use crate::{
     parts::Parts,
     problems,
     states::{Lease, Purpose},
-    templates,
+    templates::{self, BOOT_DEADLINE},
 };
 use api::{BuildId, ErrorCode, Problem, Resources, node::TemplateBuild};
 use driver::{Origin, Plan, RootFiles};
@@ -28,6 +28,19 @@ impl Source {
             lease: Some(lease),
             pin: None,
             shelf: None,
+        }
+    }
+
+    /// How long a sandbox may take to start from it, where what is resumed may take `usual`: one
+    /// that has no memory boots, if the driver runs machines.
+    pub(crate) fn deadline(&self, parts: &Parts, usual: Duration) -> Duration {
+        let has_memory = match &self.origin {
+            Origin::Fresh(_) => false,
+            Origin::Saved(state) => state.memory.is_some(),
+        };
+        match parts.driver.capabilities().memory_snapshot && !has_memory {
+            true => usual.max(BOOT_DEADLINE),
+            false => usual,
         }
     }
 

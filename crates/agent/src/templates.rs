@@ -28,8 +28,8 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_stream::wrappers::WatchStream;
 
-/// How long a template may take to boot.
-const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a machine may take to boot.
+pub(crate) const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long it may take until its ready command succeeds.
 const READY_DEADLINE: Duration = Duration::from_secs(300);

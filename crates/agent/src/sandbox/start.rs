@@ -177,7 +177,8 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
         times: &mut Times,
     ) -> Result<Started, Failure> {
         let request = &*sandbox.request;
-        let left = || parts.start_deadline.saturating_sub(began.elapsed());
+        let deadline = self.source.deadline(parts, parts.start_deadline);
+        let left = || deadline.saturating_sub(began.elapsed());
 
         let clock = Instant::now();
         let turn = tokio::time::timeout(left(), parts.starts.acquire()).await;
