@@ -26,7 +26,32 @@ fn main() {
     let policies: Vec<Policy> = Kind::ALL
         .into_iter()
         .filter(|kind| only.as_deref().is_none_or(|name| name == kind.name()))
-        .map(Policy::of)
+        .map(|kind| {
+            let mut p = Policy::of(kind);
+            let v = |n: &str| std::env::var(n).ok().map(|x| x.parse::<f64>().unwrap());
+            if let Some(x) = v("Q") {
+                p.reserve_quantile = x;
+            }
+            if let Some(x) = v("D") {
+                p.debounce = Span(x as u64);
+            }
+            if let Some(x) = v("M") {
+                p.move_watt_hours = x;
+            }
+            if let Some(x) = v("W") {
+                p.wear_watt_hours = x;
+            }
+            if let Some(x) = v("T") {
+                p.tries = x as u32;
+            }
+            if let Some(x) = v("R") {
+                p.recheck = Span(x as u64);
+            }
+            if let Some(x) = v("L") {
+                p.late_chance = x;
+            }
+            p
+        })
         .collect();
     println!("{} requests", trace.requests().len());
     let mut rows = Vec::new();
@@ -43,6 +68,8 @@ fn main() {
     comparison.rows = rows;
     println!("bound {:.0} kWh", comparison.bound_kwh);
     for row in &comparison.rows {
+        let sum = |f: fn(&fleet::simulate::Sample) -> f64| row.samples.iter().map(f).sum::<f64>();
+        println!("fill {:.3} ", sum(|s| s.demand_cpu) / sum(|s| s.awake_cpu));
         println!(
             "{:20} {:9.0} kWh {:6.1}% of oracle {:5} cycles {:6} moves {:6} waited mean {:5.0}s p99 {} longest {} unserved {} lost {} boot {}",
             row.policy,

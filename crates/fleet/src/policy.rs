@@ -132,12 +132,12 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             kind: Kind::Atoll,
-            debounce: Span::minutes(2),
+            debounce: Span::minutes(1),
             cooldown_after_wake: Span::ZERO,
             unready_after: Span::minutes(20),
             scale_down_unready: true,
             recheck: Span::minutes(5),
-            reserve_quantile: 0.9,
+            reserve_quantile: 0.75,
             reserve_share: 0.0,
             late_chance: 0.05,
             move_watt_hours: 1.0,

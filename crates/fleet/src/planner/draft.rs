@@ -10,6 +10,7 @@ use crate::{
     inventory::{GroupIndex, Inventory, MachineIndex, Power, WorkloadIndex},
     policy::Policy,
 };
+use std::collections::HashSet;
 
 /// What has been decided so far, and what that leaves.
 #[derive(Clone)]
@@ -135,8 +136,11 @@ impl<'a> Draft<'a> {
 
     /// The plan. Machines that nothing was decided about are left as they are.
     pub(crate) fn finish(mut self) -> (Plan, Memory) {
+        // A machine that took something in may have been emptied in turn: what counts is where each
+        // workload ends up.
+        let mut seen = HashSet::new();
+        self.moves.retain(|one| seen.insert(one.workload));
         for one in &mut self.moves {
-            // A machine that took something in may have been emptied in turn.
             one.machine = self.rooms.moved(one.workload).unwrap_or(one.machine);
         }
         let undecided = Decision::keep(Reason::Unneeded);

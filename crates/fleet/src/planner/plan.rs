@@ -39,6 +39,8 @@ pub struct Memory {
 pub(crate) struct Remembered {
     /// Since when it could have been done without.
     pub(crate) unneeded_since: Option<Moment>,
+    /// When that was found last.
+    pub(crate) confirmed: Option<Moment>,
     /// Since when it has been on and not ready.
     pub(crate) unready_since: Option<Moment>,
     /// It could not be emptied; it is not tried again before then.
@@ -64,10 +66,18 @@ impl Memory {
 
     /// Remembers whether a machine can be done without; returns for how long it could have been.
     pub(crate) fn unneeded(&mut self, machine: MachineIndex, now: Moment) -> Span {
-        let since = self.machines[machine.at()]
-            .unneeded_since
-            .get_or_insert(now);
-        now.since(*since)
+        let one = &mut self.machines[machine.at()];
+        one.confirmed = Some(now);
+        now.since(*one.unneeded_since.get_or_insert(now))
+    }
+
+    /// Remembers that a machine cannot be done without right now: that counts once it has been so
+    /// for as long as `patience`.
+    pub(crate) fn doubted(&mut self, machine: MachineIndex, now: Moment, patience: Span) {
+        let one = &mut self.machines[machine.at()];
+        if one.confirmed.is_none_or(|at| now.since(at) > patience) {
+            one.unneeded_since = None;
+        }
     }
 
     /// Remembers that a machine is needed.

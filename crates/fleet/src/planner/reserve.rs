@@ -4,10 +4,10 @@
 use super::draft::Draft;
 use crate::{
     amount::Amount,
-    inventory::{GroupIndex, MachineIndex},
+    inventory::{GroupIndex, MachineIndex, WorkloadIndex},
     moment::Span,
 };
-use std::cell::OnceCell;
+use std::{cell::OnceCell, collections::BTreeMap};
 
 /// How far ahead demand is looked at.
 const AHEAD: Span = Span::hours(12);
@@ -109,6 +109,37 @@ impl Reserve {
         }
         let group = draft.inventory().machine(machine).group;
         self.usable(group, draft.rooms.free(machine))
+    }
+
+    /// What every group has to spare after a machine was emptied: its group had `left` without it,
+    /// and the machines that took its workloads have less.
+    pub(crate) fn after(
+        &self,
+        draft: &Draft<'_>,
+        mut spare: Vec<Amount>,
+        group: GroupIndex,
+        left: Amount,
+        moves: &[(WorkloadIndex, MachineIndex)],
+    ) -> Vec<Amount> {
+        spare[group.at()] = left;
+        let inventory = draft.inventory();
+        let mut received: BTreeMap<MachineIndex, Amount> = BTreeMap::new();
+        for (workload, target) in moves {
+            if let Some(one) = inventory.workload(*workload) {
+                let sum = received.entry(*target).or_default();
+                *sum = sum.plus(one.request);
+            }
+        }
+        for (target, amount) in received {
+            let group = inventory.machine(target).group;
+            let free = draft.rooms.free(target);
+            let (before, now) = (
+                self.usable(group, free.plus(amount)),
+                self.usable(group, free),
+            );
+            spare[group.at()] = spare[group.at()].minus(before).plus(now);
+        }
+        spare
     }
 
     /// For how long `spare` is expected to be enough for the group; `None` if nothing is known.

@@ -195,6 +195,15 @@ impl<'a> Rooms<'a> {
         self.free[machine.at()]
     }
 
+    /// All that is left on open machines.
+    pub(crate) fn all_free(&self) -> Amount {
+        let pairs = self.free.iter().zip(&self.tier);
+        pairs
+            .filter(|(_, tier)| tier.is_some())
+            .map(|(free, _)| *free)
+            .sum()
+    }
+
     /// The machine's tier, if it is open.
     pub(crate) fn tier(&self, machine: MachineIndex) -> Option<Tier> {
         self.tier[machine.at()]
@@ -356,6 +365,12 @@ impl<'a> Rooms<'a> {
     /// Where the plan has moved a workload to.
     pub(crate) fn moved(&self, workload: WorkloadIndex) -> Option<MachineIndex> {
         self.moved.get(&workload).copied()
+    }
+
+    /// Whether the plan moves something to a machine.
+    pub(crate) fn has_received(&self, machine: MachineIndex) -> bool {
+        let received = self.received.get(&machine);
+        received.is_some_and(|all| !all.is_empty())
     }
 
     /// Moves all workloads of a machine to others that are on, and closes it; also those that this

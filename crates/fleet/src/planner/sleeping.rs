@@ -32,10 +32,16 @@ pub(crate) fn retire(draft: &mut Draft<'_>, reserve: &Reserve) {
         .filter(|index| !draft.is_decided(*index))
         .collect();
     let mut candidates = Vec::new();
+    let mut spare: Option<Vec<Amount>> = None;
     for machine in open {
         match draft.inventory().machine(machine).power {
             Power::Off => {}
-            Power::Suspended => deepen(draft, reserve, machine),
+            Power::Suspended => {
+                let spare = spare.get_or_insert_with(|| reserve.spare(draft));
+                let group = draft.inventory().machine(machine).group;
+                let spare = spare[group.at()];
+                deepen(draft, reserve, machine, spare);
+            }
             Power::On | Power::Waking | Power::Stopping => match gates::hold(draft, machine) {
                 Some(decision) => {
                     draft.memory.machines[machine.at()].unneeded_since = None;
@@ -47,13 +53,11 @@ pub(crate) fn retire(draft: &mut Draft<'_>, reserve: &Reserve) {
     }
     let atomic = leave_atomic(draft, &mut candidates);
     if differ(draft.inventory(), &candidates) {
+        let orders = [Order::Emptiest, Order::Hungriest];
+        let [first, second] = orders.map(|order| sorted(draft, &candidates, order));
         let mut other = draft.clone();
-        let emptiest = attempt(draft, reserve, sorted(draft, &candidates, Order::Emptiest));
-        let hungriest = attempt(
-            &mut other,
-            reserve,
-            sorted(draft, &candidates, Order::Hungriest),
-        );
+        let emptiest = attempt(draft, reserve, first);
+        let hungriest = attempt(&mut other, reserve, second);
         if hungriest > emptiest {
             *draft = other;
         }
@@ -96,7 +100,7 @@ fn differ(inventory: &Inventory, machines: &[MachineIndex]) -> bool {
 /// not change their mind from one to the next.
 fn sorted(draft: &Draft<'_>, machines: &[MachineIndex], order: Order) -> Vec<MachineIndex> {
     let inventory = draft.inventory();
-    let mut keyed: Vec<(bool, f64, f64, MachineIndex)> = machines
+    let mut keyed: Vec<(u8, f64, f64, MachineIndex)> = machines
         .iter()
         .map(|index| {
             let machine = inventory.machine(*index);
@@ -105,7 +109,13 @@ fn sorted(draft: &Draft<'_>, machines: &[MachineIndex], order: Order) -> Vec<Mac
                 Order::Emptiest => 0.0,
                 Order::Hungriest => -waking::inefficiency(machine),
             };
-            (!machine.draining, hunger, share, *index)
+            let remembered = &draft.memory.machines[index.at()];
+            let turn = match (machine.draining, remembered.unneeded_since) {
+                (true, _) => 0,
+                (false, Some(_)) => 1,
+                (false, None) => 2,
+            };
+            (turn, hunger, share, *index)
         })
         .collect();
     keyed.sort_by(|one, two| {
@@ -121,6 +131,8 @@ fn sorted(draft: &Draft<'_>, machines: &[MachineIndex], order: Order) -> Vec<Mac
 /// What the attempt still may do and has done.
 struct Attempt {
     spare: Vec<Amount>,
+    /// All room on open machines, whether it is of use or not.
+    free: Amount,
     tries: u32,
     /// What machines that could not be emptied would have needed, group by group: whoever comes
     /// later needs that and its own.
@@ -134,6 +146,7 @@ fn attempt(draft: &mut Draft<'_>, reserve: &Reserve, machines: Vec<MachineIndex>
     let groups = draft.inventory().groups().len();
     let mut attempt = Attempt {
         spare: reserve.spare(draft),
+        free: draft.rooms.all_free(),
         tries: draft.policy().tries,
         ahead: vec![Amount::ZERO; groups],
         saved: 0.0,
@@ -160,7 +173,8 @@ fn consider(
     let used = inventory.used(machine);
     let carried = inventory.carried(machine).len();
     if !covers(left, wanted) {
-        draft.memory.needed(machine);
+        let (now, recheck) = (draft.situation.now, draft.policy().recheck);
+        draft.memory.doubted(machine, now, recheck);
         if carried == 0 {
             let later = gates::patience(draft, machine, 0);
             let would = Would::if_only(Change::NoGrowth, later);
@@ -169,13 +183,15 @@ fn consider(
         let missing = wanted.plus(used).minus(left);
         return no_place(draft, reserve, attempt, machine, None, missing);
     }
-    if carried == 0 {
+    if carried == 0 && !draft.rooms.has_received(machine) {
         let expected = reserve.lasts(draft, group, left);
         attempt.spare[group.at()] = left;
         return settle(draft, reserve, attempt, machine, Vec::new(), expected);
     }
     if let Some(decision) = wait_for_completion(draft, machine) {
-        attempt.spare[group.at()] = left;
+        if draft.rooms.tier(machine).is_none() {
+            attempt.spare[group.at()] = left;
+        }
         return decision;
     }
     empty(draft, reserve, attempt, machine, left)
@@ -201,17 +217,24 @@ fn wait_for_completion(draft: &mut Draft<'_>, machine: MachineIndex) -> Option<D
         if let Some(decision) = gates::limit(draft, machine) {
             return Some(decision);
         }
+    }
+    draft.memory.unneeded(machine, draft.situation.now);
+    let reason = Reason::BlockedByOnCompletionPod { workload };
+    let would = Would::if_only(change, later);
+    if draft.rooms.has_received(machine) {
+        // It takes in what others give up; it is emptied another time.
+        return Some(Decision::keep(reason).unless(would));
+    }
+    if !draining {
         draft.count_closed(machine);
     }
     draft.rooms.close(machine);
-    draft.memory.unneeded(machine, draft.situation.now);
     let action = if draining {
         Action::Keep
     } else {
         Action::Drain
     };
-    let reason = Reason::BlockedByOnCompletionPod { workload };
-    Some(Decision::act(action, reason).unless(Would::if_only(change, later)))
+    Some(Decision::act(action, reason).unless(would))
 }
 
 /// Tries to move away what a machine carries.
@@ -237,17 +260,18 @@ fn empty(
     }
     let wanted = reserve.wanted[group.at()];
     let used = inventory.used(machine);
-    let total: Amount = attempt.spare.iter().copied().sum();
-    let elsewhere = total.minus(reserve.share(draft, machine));
+    let open = draft.rooms.tier(machine).map(|_| draft.rooms.free(machine));
+    let elsewhere = attempt.free.minus(open.unwrap_or_default());
     if !covers(elsewhere, used) {
         let missing = wanted.plus(used).minus(left);
-        draft.memory.needed(machine);
+        let (now, recheck) = (draft.situation.now, draft.policy().recheck);
+        draft.memory.doubted(machine, now, recheck);
         return no_place(draft, reserve, attempt, machine, None, missing);
     }
     if let Some(blocked) = draft.memory.machines[machine.at()].blocked {
         if blocked.until > draft.situation.now {
             let until = blocked.until;
-            let after = blocked.would.after.max(until.since(draft.situation.now));
+            let after = Span(blocked.would.after.0 + until.since(draft.situation.now).0);
             let would = Would {
                 after,
                 ..blocked.would
@@ -259,27 +283,32 @@ fn empty(
     }
     if attempt.tries == 0 {
         let until = draft.situation.now.plus(Span::minutes(1));
-        let would = Would::if_only(Change::Empty, gates::patience(draft, machine, 0));
+        let later = gates::patience(draft, machine, 0);
+        let would = Would::if_only(Change::Empty, Span(later.0 + 60));
         return Decision::keep(Reason::RecentlyUnremovable { until }).unless(would);
     }
     attempt.tries -= 1;
+    let tier = draft.rooms.tier(machine);
     match draft.rooms.empty(machine) {
         Err(workload) => {
             let missing = draft.inventory().workload(workload).map_or(used, |one| {
                 let nearest = draft.rooms.nearest(one);
                 nearest.map_or(one.request, |(_, short)| short)
             });
-            draft.memory.needed(machine);
+            let (now, recheck) = (draft.situation.now, draft.policy().recheck);
+            draft.memory.doubted(machine, now, recheck);
             let decision = no_place(draft, reserve, attempt, machine, Some(workload), missing);
             block(draft, machine, &decision);
             decision
         }
         Ok(moves) => {
-            let spare = reserve.spare(draft);
+            let spare = reserve.after(draft, attempt.spare.clone(), group, left, &moves);
             if !covers(spare[group.at()], wanted) {
                 draft.rooms.undo(machine, &moves);
-                draft.rooms.open(machine, Tier::On);
-                draft.memory.needed(machine);
+                reopen(draft, machine, tier);
+                draft
+                    .memory
+                    .doubted(machine, draft.situation.now, draft.policy().recheck);
                 let missing = wanted.minus(spare[group.at()]);
                 let decision = no_place(draft, reserve, attempt, machine, None, missing);
                 block(draft, machine, &decision);
@@ -287,8 +316,16 @@ fn empty(
             }
             let expected = reserve.lasts(draft, group, spare[group.at()]);
             attempt.spare = spare;
+            attempt.free = elsewhere.minus(used);
             settle(draft, reserve, attempt, machine, moves, expected)
         }
+    }
+}
+
+/// Lets a machine take work as it did before.
+fn reopen(draft: &mut Draft<'_>, machine: MachineIndex, tier: Option<Tier>) {
+    if let Some(tier) = tier {
+        draft.rooms.open(machine, tier);
     }
 }
 
@@ -361,6 +398,8 @@ fn settle(
     // Whatever was expected: what nobody needed for so long, nobody needs.
     let idle = expected.map_or(unneeded, |span| span.max(unneeded));
     let worth = worth::of(draft, machine, moves.len(), expected.map(|_| idle));
+    let draining = draft.inventory().machine(machine).draining;
+    let tier = (!draining).then_some(Tier::On);
     let debounce = draft.policy().debounce;
     let pays = worth.pays_from();
     attempt.saved += worth.saved(draft.policy().horizon) - worth.cost;
@@ -385,7 +424,7 @@ fn settle(
     }
     if let Some(decision) = gates::limit(draft, machine) {
         draft.rooms.undo(machine, &moves);
-        draft.rooms.open(machine, Tier::On);
+        reopen(draft, machine, tier);
         attempt.spare = reserve.spare(draft);
         return decision;
     }
@@ -407,13 +446,12 @@ fn settle(
 }
 
 /// A suspended machine is switched off once that pays.
-fn deepen(draft: &mut Draft<'_>, reserve: &Reserve, machine: MachineIndex) {
+fn deepen(draft: &mut Draft<'_>, reserve: &Reserve, machine: MachineIndex, spare: Amount) {
     let one = draft.inventory().machine(machine);
     let Some(needed) = worth::deeper_pays_from(one, draft.policy().wear_watt_hours) else {
         return;
     };
     let slept = draft.situation.now.since(one.since);
-    let spare = reserve.spare(draft)[one.group.at()];
     let expected = reserve.lasts(draft, one.group, spare).unwrap_or(Span::ZERO);
     if slept.max(expected) >= needed {
         let decision = Decision::act(Action::PowerOff, Reason::DeeperSleep);

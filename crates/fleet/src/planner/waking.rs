@@ -46,7 +46,12 @@ pub(crate) fn wake_for(draft: &mut Draft<'_>, mut left: Vec<WorkloadIndex>) {
             };
             match draft.rooms.best(workload, Tier::Waking) {
                 Some(machine) => {
-                    draft.promise(*index, machine);
+                    // One more machine may change what is even enough, and so let others take it.
+                    if draft.rooms.tier(machine) == Some(Tier::Waking) {
+                        draft.promise(*index, machine);
+                    } else {
+                        draft.place(*index, machine);
+                    }
                     false
                 }
                 None => true,

@@ -1,8 +1,8 @@
 //! Everything is always on.
 
-use crate::moment::Span;
 use crate::planner::{
     draft::Draft,
+    gates,
     plan::Decision,
     reason::{Change, Reason, Would},
     waiting, waking,
@@ -17,7 +17,9 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
         }
     }
     for machine in super::candidates(draft) {
-        let would = Would::if_only(Change::OtherPolicy, Span::ZERO);
+        let carried = draft.inventory().carried(machine).len();
+        let later = gates::patience(draft, machine, carried);
+        let would = Would::if_only(Change::OtherPolicy, later);
         draft.decide(machine, Decision::keep(Reason::AlwaysOn).unless(would));
     }
 }

@@ -2,7 +2,7 @@
 //! Sunday. Whatever waits meanwhile waits until the morning.
 
 use crate::{
-    inventory::{GroupIndex, MachineIndex},
+    inventory::{GroupIndex, MachineIndex, Power},
     moment::{Moment, Span},
     planner::{
         draft::Draft,
@@ -21,7 +21,14 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
     let candidates = super::candidates(draft);
     for at in 0..draft.inventory().groups().len() {
         let group = GroupIndex(at as u32);
-        let target = target(draft, group, day);
+        let inventory = draft.inventory();
+        let held = inventory.enumerate().filter(|(index, one)| {
+            one.group == group
+                && !candidates.contains(index)
+                && (!one.asleep() || draft.is_decided(*index))
+                && one.power != Power::Stopping
+        });
+        let target = target(draft, group, day).saturating_sub(held.count());
         let mut on: Vec<MachineIndex> = candidates
             .iter()
             .copied()
