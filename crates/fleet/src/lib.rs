@@ -13,6 +13,7 @@
 
 pub mod amount;
 pub mod boot;
+pub mod config;
 pub mod counterfactual;
 pub mod forecast;
 pub mod inventory;

@@ -137,7 +137,7 @@ impl Default for Policy {
             unready_after: Span::minutes(20),
             scale_down_unready: true,
             recheck: Span::minutes(5),
-            reserve_quantile: 0.75,
+            reserve_quantile: 0.6,
             reserve_share: 0.0,
             late_chance: 0.05,
             move_watt_hours: 1.0,
