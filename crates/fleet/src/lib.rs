@@ -15,6 +15,7 @@ pub mod amount;
 pub mod boot;
 pub mod config;
 pub mod counterfactual;
+pub mod explain;
 pub mod forecast;
 pub mod inventory;
 pub mod moment;
