@@ -54,6 +54,7 @@ for purpose in "${@:-build}"; do
     bench)
       need_to_run
       need runc runc
+      need ip iproute2
       ;;
     *)
       echo "error: $purpose: one of build, lint, run, test, bench" >&2

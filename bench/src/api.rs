@@ -24,9 +24,24 @@ pub(crate) struct Sandbox {
     token: String,
 }
 
+impl Sandbox {
+    fn of(answer: &Value) -> Self {
+        let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
+        Self {
+            id: text("sandboxID"),
+            token: text("envdAccessToken"),
+        }
+    }
+}
+
 impl Client {
     pub(crate) async fn connect(address: SocketAddr, key: &str) -> Result<Self> {
-        let stream = TcpStream::connect(address).await?;
+        Self::over(TcpStream::connect(address).await?, key).await
+    }
+
+    /// Over a connection that is there.
+    pub(crate) async fn over(stream: TcpStream, key: &str) -> Result<Self> {
+        let address = stream.peer_addr()?;
         stream.set_nodelay(true)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
@@ -83,11 +98,35 @@ impl Client {
     pub(crate) async fn create(&mut self) -> Result<Sandbox> {
         let body = json!({"templateID": "base", "timeout": 600});
         let answer = self.call(Method::POST, "/v2/sandboxes", &body).await?;
-        let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
-        Ok(Sandbox {
-            id: text("sandboxID"),
-            token: text("envdAccessToken"),
-        })
+        Ok(Sandbox::of(&answer))
+    }
+
+    /// Pauses a sandbox, and returns when it is paused.
+    pub(crate) async fn pause(&mut self, sandbox: &Sandbox, memory: bool) -> Result<()> {
+        let path = format!("/sandboxes/{}/pause", sandbox.id);
+        let body = json!({ "memory": memory });
+        self.call(Method::POST, &path, &body).await.map(drop)
+    }
+
+    /// Resumes a paused sandbox.
+    pub(crate) async fn resume(&mut self, sandbox: &Sandbox) -> Result<()> {
+        let path = format!("/sandboxes/{}/resume", sandbox.id);
+        let body = json!({ "timeout": 600 });
+        self.call(Method::POST, &path, &body).await.map(drop)
+    }
+
+    /// Forks a sandbox; all children must start.
+    pub(crate) async fn fork(&mut self, sandbox: &Sandbox, count: usize) -> Result<Vec<Sandbox>> {
+        let path = format!("/sandboxes/{}/fork", sandbox.id);
+        let body = json!({ "count": count, "timeout": 600 });
+        let answer = self.call(Method::POST, &path, &body).await?;
+        let children = answer.as_array().context("no children")?.iter();
+        children
+            .map(|child| {
+                ensure!(child["error"].is_null(), "a child failed: {child}");
+                Ok(Sandbox::of(&child["sandbox"]))
+            })
+            .collect()
     }
 
     pub(crate) async fn delete(&mut self, sandbox: &Sandbox) -> Result<()> {
@@ -99,30 +138,61 @@ impl Client {
 
     /// Runs `/bin/bash -l -c COMMAND`, as the SDKs do, and returns when its end is known.
     pub(crate) async fn run(&mut self, sandbox: &Sandbox, command: &str) -> Result<()> {
-        let message = serde_json::to_vec(&json!({
-            "process": {"cmd": "/bin/bash", "args": ["-l", "-c", command]}, "stdin": false
-        }))?;
-        let mut body = vec![0];
-        body.extend(u32::try_from(message.len())?.to_be_bytes());
-        body.extend(message);
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/process.Process/Start")
+        let (request, body) = start_process(command)?;
+        let request = request
             .header("e2b-sandbox-id", &sandbox.id)
             .header("e2b-sandbox-port", "49983")
-            .header("x-access-token", &sandbox.token)
-            .header("connect-protocol-version", "1")
-            .header(header::CONTENT_TYPE, "application/connect+json");
+            .header("x-access-token", &sandbox.token);
         let (status, answer) = self.send(request, body).await?;
+        ended_well(status, &answer)
+    }
+
+    /// A PUT to a guest that is no sandbox yet; it answers 204.
+    pub(crate) async fn put(&mut self, path: &str, control: &str, body: &Value) -> Result<()> {
+        let request = Request::builder()
+            .method(Method::PUT)
+            .uri(path)
+            .header("x-atoll-control", control)
+            .header(header::CONTENT_TYPE, "application/json");
+        let (status, answer) = self.send(request, serde_json::to_vec(body)?).await?;
         let text = String::from_utf8_lossy(&answer);
-        ensure!(status == 200, "starting a process: {status} {text}");
-        if !text.contains("\"end\"")
-            || !text.contains("exit status 0") && !text.contains("\"exited\":true")
-        {
-            bail!("the command did not end well: {text}");
-        }
+        ensure!(status == 204, "PUT {path}: {status} {text}");
         Ok(())
     }
+
+    /// The same command, asked of a guest itself.
+    pub(crate) async fn run_inside(&mut self, token: &str, command: &str) -> Result<()> {
+        let (request, body) = start_process(command)?;
+        let request = request.header("x-access-token", token);
+        let (status, answer) = self.send(request, body).await?;
+        ended_well(status, &answer)
+    }
+}
+
+fn start_process(command: &str) -> Result<(http::request::Builder, Vec<u8>)> {
+    let message = serde_json::to_vec(&json!({
+        "process": {"cmd": "/bin/bash", "args": ["-l", "-c", command]}, "stdin": false
+    }))?;
+    let mut body = vec![0];
+    body.extend(u32::try_from(message.len())?.to_be_bytes());
+    body.extend(message);
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/process.Process/Start")
+        .header("connect-protocol-version", "1")
+        .header(header::CONTENT_TYPE, "application/connect+json");
+    Ok((request, body))
+}
+
+fn ended_well(status: u16, answer: &[u8]) -> Result<()> {
+    let text = String::from_utf8_lossy(answer);
+    ensure!(status == 200, "starting a process: {status} {text}");
+    if !text.contains("\"end\"")
+        || !text.contains("exit status 0") && !text.contains("\"exited\":true")
+    {
+        bail!("the command did not end well: {text}");
+    }
+    Ok(())
 }
 
 /// `http://HOST:PORT` to an address.

@@ -77,6 +77,26 @@ pub(crate) fn memory_of(pid: u32) -> Result<Memory> {
     })
 }
 
+/// What a machine's memory takes that the process shares with nobody, in MiB: the mappings of
+/// a file whose name is `memory`.
+pub(crate) fn guest_memory_of(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let (mut sum, mut inside, mut found) = (0.0, false, false);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if !first.ends_with(':') {
+            inside = words.last().is_some_and(|name| name.ends_with("/memory"));
+            found |= inside;
+        } else if inside && (first == "Private_Clean:" || first == "Private_Dirty:") {
+            sum += words.next().and_then(|number| number.parse().ok()).unwrap_or(0.0);
+        }
+    }
+    anyhow::ensure!(found, "process {pid} has no machine's memory");
+    Ok(sum / 1024.0)
+}
+
 /// All processes whose control group's path has a component that starts with `prefix`.
 pub(crate) fn processes_in_group(prefix: &str) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {

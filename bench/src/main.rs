@@ -10,6 +10,8 @@
 
 mod api;
 mod host;
+mod machines;
+mod monitor;
 mod program;
 mod report;
 mod scenarios;
@@ -71,10 +73,36 @@ async fn main() -> anyhow::Result<()> {
         report.add(scenarios::idle_sandbox(&atoll).await?)?;
     }
     atoll.stop().await?;
+    let machines = ["machine-restore", "machine-idle", "machine-fork"];
+    if machines.iter().any(|name| wanted(name)) {
+        measure_machines(&arguments, &wanted, &mut report).await?;
+    }
     report.print();
     anyhow::ensure!(
         report.all_met(),
         "a target was missed: see the rows marked MISSED"
     );
     Ok(())
+}
+
+/// The scenarios of microVMs, with a data directory of their own.
+async fn measure_machines(
+    arguments: &Arguments,
+    wanted: &impl Fn(&str) -> bool,
+    report: &mut report::Report,
+) -> anyhow::Result<()> {
+    let data_dir = machines::data_dir(&arguments.data_dir)?;
+    if wanted("machine-restore") {
+        report.add(machines::restore(&arguments.atoll, &data_dir, &arguments.up).await?)?;
+    }
+    let atoll =
+        program::Atoll::start_with("qemu", &arguments.atoll, &data_dir, &arguments.up).await?;
+    atoll.wait_for_base().await?;
+    if wanted("machine-idle") {
+        report.add(machines::idle(&atoll).await?)?;
+    }
+    if wanted("machine-fork") {
+        report.add(machines::fork(&atoll).await?)?;
+    }
+    atoll.stop().await
 }

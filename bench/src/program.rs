@@ -28,7 +28,18 @@ pub(crate) struct Atoll {
 }
 
 impl Atoll {
+    /// Starts it with containers; see [`Atoll::start_with`].
     pub(crate) async fn start(program: &Path, data_dir: &Path, flags: &[String]) -> Result<Self> {
+        Self::start_with("container", program, data_dir, flags).await
+    }
+
+    /// Starts it, and waits for its `ready` line.
+    pub(crate) async fn start_with(
+        driver: &str,
+        program: &Path,
+        data_dir: &Path,
+        flags: &[String],
+    ) -> Result<Self> {
         std::fs::create_dir_all(data_dir)?;
         let log = std::fs::File::create(data_dir.with_extension("log"))?;
         let started = Instant::now();
@@ -38,7 +49,7 @@ impl Atoll {
                 "--listen",
                 "127.0.0.1:0",
                 "--driver",
-                "container",
+                driver,
                 "--data-dir",
             ])
             .arg(data_dir)

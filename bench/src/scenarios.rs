@@ -17,11 +17,11 @@ use std::{
 };
 use tokio::process::Command;
 
-fn milliseconds(duration: Duration) -> f64 {
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-fn target(text: &str, met: bool) -> Target {
+pub(crate) fn target(text: &str, met: bool) -> Target {
     Target {
         text: text.to_owned(),
         met,
@@ -113,7 +113,7 @@ pub(crate) async fn create_to_first_result(atoll: &Atoll, samples: usize) -> Res
 }
 
 /// Where the node says that the time of its creates goes.
-async fn phases(atoll: &Atoll) -> Result<Vec<Samples>> {
+pub(crate) async fn phases(atoll: &Atoll) -> Result<Vec<Samples>> {
     let nodes = atoll
         .client()
         .await?
@@ -216,7 +216,7 @@ pub(crate) async fn idle_sandbox(atoll: &Atoll) -> Result<Outcome> {
 }
 
 /// The instance's name on the host: the first four digits of the data directory's hash.
-fn instance_of(data_dir: &Path) -> String {
+pub(crate) fn instance_of(data_dir: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     let hash = <sha2::Sha256 as sha2::Digest>::digest(data_dir.as_os_str().as_bytes());
     format!("{:02x}{:02x}", hash[0], hash[1])
