@@ -8,6 +8,16 @@ use crate::{SandboxId, Secret, TemplateId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The number of the language that a guest in a microVM and its node speak: all of [`MachineClaim`],
+/// [`IDENTITY_PATH`], [`SETTLE_PATH`], and what the node asks of [`crate::envd`].
+///
+/// A guest in a saved memory is as old as the memory, and is spoken to by whatever Atoll resumes it.
+/// Raise this when a node could no longer make itself understood to guests of the number before, or
+/// they to it: a field of theirs that a guest must know and may not ignore, another path, header or
+/// answer. States of another number are then refused, and templates made again. What is added so
+/// that old guests do without it needs no new number.
+pub const GUEST_PROTOCOL: u32 = 1;
+
 /// Who a guest is. It holds secrets of this sandbox alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -108,8 +118,9 @@ pub struct MachineClaim {
 pub const IDENTITY_PATH: &str = "/_atoll/identity";
 
 /// The path that, with POST and the control token, makes the guest write back what it holds for
-/// the disk, drop its page cache and give free memory back to the host; 204 when done. With
-/// `?keep-cache=1` it only writes back.
+/// the disk, drop its page cache and give free memory back to the host, and run a shell once so
+/// that what every command reads first is kept; 204 when done. With `?keep-cache=1` it only writes
+/// back.
 pub const SETTLE_PATH: &str = "/_atoll/settle";
 
 /// The line on a microVM's serial console that says that the guest waits for its identity.

@@ -177,7 +177,7 @@ pub(crate) async fn answer(
     if request.uri().path() == IDENTITY_PATH {
         claim::answer(guest, request).await
     } else {
-        settle::answer(request.uri().query().unwrap_or_default()).await
+        settle::answer(guest, request.uri().query().unwrap_or_default()).await
     }
 }
 

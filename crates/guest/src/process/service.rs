@@ -145,7 +145,12 @@ fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, ConnectError> {
     })
 }
 
-fn prepare(guest: &Guest, user: &User, request: &StartRequest) -> Result<Program, ConnectError> {
+/// All that is needed to start what was asked for.
+pub(crate) fn prepare(
+    guest: &Guest,
+    user: &User,
+    request: &StartRequest,
+) -> Result<Program, ConnectError> {
     let config = &request.process;
     let directory = directory(guest, user, config.cwd.as_deref().unwrap_or_default())?;
     let mut environment = guest.environment_of(user);

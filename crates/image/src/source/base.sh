@@ -14,6 +14,10 @@ disable-pip-version-check = true
 root-user-action = ignore
 END
 
+# Each command is a login shell's. Debian's profile starts `id` to learn what bash knows already.
+sed -i 's/"$(id -u)"/"${EUID:-$(id -u)}"/' "$root/etc/profile"
+grep -q EUID "$root/etc/profile"
+
 echo 'LANG=C.UTF-8' > "$root/etc/default/locale"
 ln -sf /usr/share/zoneinfo/Etc/UTC "$root/etc/localtime"
 echo Etc/UTC > "$root/etc/timezone"
