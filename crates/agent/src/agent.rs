@@ -10,6 +10,7 @@ use crate::{
     parts::Parts,
     phases::{PhaseSummary, Phases},
     pool::{Pool, Preparer},
+    renewal,
     sandbox::{Registry, Request, Sandbox},
     states::States,
     templates::Making,
@@ -108,6 +109,7 @@ impl Agent {
         keepers.spawn(async move { images.collect_garbage().await });
         keepers.spawn(parts.pool.clone().keep(parts.background.clone()));
         keepers.spawn(background::run(parts.clone()));
+        keepers.spawn(renewal::run(parts.clone()));
         tracing::debug!(instance = %options.instance, "the agent serves");
         Ok(Arc::new(Self {
             parts,

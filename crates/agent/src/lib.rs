@@ -34,6 +34,7 @@ mod parts;
 mod phases;
 mod pool;
 mod problems;
+mod renewal;
 mod sandbox;
 mod saving;
 pub mod simulation;

@@ -4,10 +4,10 @@ use crate::{
     create::driver_name,
     parts::Parts,
     problems,
-    states::{Lease, Purpose},
+    states::{Lease, Purpose, StateKey},
     templates::{self, BOOT_DEADLINE},
 };
-use api::{BuildId, ErrorCode, Problem, Resources, node::TemplateBuild};
+use api::{ErrorCode, Problem, Resources, node::TemplateBuild};
 use driver::{Origin, Plan, RootFiles};
 use std::{any::Any, sync::Arc, time::Duration};
 
@@ -16,11 +16,19 @@ pub(crate) struct Source {
     pub(crate) origin: Origin,
     pub(crate) lease: Option<Lease>,
     pub(crate) pin: Option<Box<dyn Any + Send + Sync>>,
-    /// The build for which sandboxes may be prepared ahead; none if this is for once.
-    pub(crate) shelf: Option<BuildId>,
+    /// The build's state for which sandboxes may be prepared ahead; none if this is for once.
+    pub(crate) shelf: Option<StateKey>,
 }
 
 impl Source {
+    /// A build's state.
+    fn shelved(lease: Lease) -> Self {
+        Self {
+            shelf: Some(lease.key().clone()),
+            ..Self::once(lease)
+        }
+    }
+
     /// A state, for one sandbox only.
     pub(crate) fn once(lease: Lease) -> Self {
         Self {
@@ -94,10 +102,7 @@ pub(crate) async fn find(
                 "try again in a moment",
             )
         })??;
-        return Ok(Source {
-            shelf: Some(template.build.clone()),
-            ..Source::once(lease)
-        });
+        return Ok(Source::shelved(lease));
     }
     fresh(parts, template).await
 }
@@ -120,7 +125,7 @@ pub(crate) async fn fresh(parts: &Parts, template: &TemplateBuild) -> Result<Sou
     })
 }
 
-/// A build's state if it can be used here; none if it is to be made again.
+/// A build's state if it can be used here, be it outdated; none if it is to be made again first.
 fn usable(parts: &Parts, lease: Lease, resources: Resources) -> Result<Option<Source>, Problem> {
     let state = lease.state();
     if state.memory.is_some() && state.resources != resources {
@@ -140,16 +145,12 @@ fn usable(parts: &Parts, lease: Lease, resources: Resources) -> Result<Option<So
         ));
     }
     let Err(error) = parts.driver.check(state) else {
-        return Ok(Some(Source {
-            shelf: lease.key().build().cloned(),
-            ..Source::once(lease)
-        }));
+        return Ok(Some(Source::shelved(lease)));
     };
     let key = lease.key();
     let purpose = parts.states.about(key).map(|about| about.purpose);
     if purpose == Some(Purpose::Template) {
         tracing::warn!("the {key} is made again: {}", problems::chain(&error));
-        lease.doom();
         return Ok(None);
     }
     Err(refused(parts, &error))

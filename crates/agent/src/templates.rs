@@ -3,13 +3,14 @@
 //! For drivers that save memory: a machine boots from the template's root, runs the start command,
 //! runs the ready command until it succeeds, gives back the memory that it does not need, and is
 //! saved under the build's id. Several that want the same build share the work, and nobody who
-//! goes away stops it.
+//! goes away stops it. A state that this host has outgrown gives its name to the one that is made
+//! anew, and goes when nothing needs it any more.
 
 use crate::{
     create::random_token,
     guest_call::GuestCall,
     parts::Parts,
-    problems, source,
+    problems, renewal, source,
     states::{About, Lease, Purpose, StateKey},
 };
 use api::{
@@ -82,7 +83,8 @@ pub(crate) fn prepare(
     Box::pin(events)
 }
 
-/// Makes a build's state, or waits for whoever is at it.
+/// Makes a build's state, or waits for whoever is at it. One that is there is made anew unless this
+/// host would make the same again.
 pub(crate) async fn make(
     parts: &Arc<Parts>,
     build: TemplateBuild,
@@ -127,11 +129,17 @@ fn begin(
     let parts = parts.clone();
     parts.tasks.clone().spawn(async move {
         let id = build.build.clone();
-        let outcome = match parts.states.lease_build(&id) {
+        let former = parts.states.lease_build(&id);
+        let outcome = match &former {
             // Somebody was faster.
-            Some(_) => Ok(()),
-            None => Template::new(&parts, build, resources).make(&sender).await,
+            Some(lease) if renewal::reasons(&parts, lease.state()).is_empty() => Ok(()),
+            _ => {
+                Template::new(&parts, build, resources)
+                    .make(&sender, former.as_ref())
+                    .await
+            }
         };
+        drop(former);
         if let Err(problem) = &outcome {
             tracing::warn!(build = %id, "the template is not ready: {problem}");
         }
@@ -167,7 +175,12 @@ impl<'a> Template<'a> {
         }
     }
 
-    async fn make(self, progress: &watch::Sender<Progress>) -> Result<(), Problem> {
+    /// `former` is the state that has the build's name until this one is there.
+    async fn make(
+        self,
+        progress: &watch::Sender<Progress>,
+        former: Option<&Lease>,
+    ) -> Result<(), Problem> {
         let began = Instant::now();
         let source = source::fresh(self.parts, &self.build).await?;
         if !self.parts.driver.capabilities().memory_snapshot {
@@ -187,7 +200,11 @@ impl<'a> Template<'a> {
                 return Err(problems::from_driver(&error));
             }
         };
-        let outcome = self.settle_and_save(&*machine, &slot, &step).await;
+        let outcome = tokio::select! {
+            outcome = self.settle_and_save(&*machine, &slot, &step) => outcome,
+            // What is half made then goes at the next start.
+            () = self.parts.stopping.cancelled() => Err(problems::stopping()),
+        };
         while let Err(error) = machine.destroy().await {
             let error = problems::chain(&error);
             tracing::warn!(build = %self.build.build, "cannot take the template's machine down: {error}");
@@ -196,7 +213,12 @@ impl<'a> Template<'a> {
         preparer.release(slot).await;
         let (key, state, about) = outcome?;
         let states = &self.parts.states;
-        drop(states.add(key.clone(), state, Some(about), source.pin));
+        let lease = states.add(key.clone(), state, Some(about), source.pin);
+        if let Some(former) = former {
+            states.hand_over(former.key(), &key);
+            self.parts.pool.clear(&self.build.build).await;
+        }
+        drop(lease);
         tracing::info!(
             build = %self.build.build,
             took = ?began.elapsed(),

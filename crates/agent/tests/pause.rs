@@ -13,7 +13,7 @@ use api::{
     },
     route::Locate,
 };
-use common::{House, create, ended, id, request, status, wait_for};
+use common::{House, create, ended, id, names, request, status, upgrade, wait_for};
 use driver::Exit;
 use futures::StreamExt;
 use std::{
@@ -53,20 +53,10 @@ fn snapshot_of(number: u32, build: BuildId) -> TemplateBuild {
     }
 }
 
-/// Names of the files in a folder of the data directory.
-fn folder(house: &House, name: &str) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(house.path().join(name))
-        .unwrap()
-        .map(|file| file.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
 /// Pauses and forks leave nothing; what templates have stays.
 async fn assert_no_states(house: &House) {
     wait_for("states to go", || {
-        folder(house, "paused").is_empty() && folder(house, "forks").is_empty()
+        names(house, "paused").is_empty() && names(house, "forks").is_empty()
     })
     .await;
 }
@@ -166,16 +156,19 @@ async fn what_fails_leaves_it_as_it_was() {
     for fault in ["start", "check", "claim"] {
         match fault {
             "start" => house.world.faults.start.store(1, SeqCst),
-            "check" => house.world.faults.check.store(1, SeqCst),
+            "check" => house.world.change(|host| host.processor = "other".into()),
             _ => house.world.faults.claim.store(1, SeqCst),
         }
         let problem = agent.resume(&id(1), HOUR).await.unwrap_err();
+        house.world.change(|host| host.processor = "this".into());
         let now = status(&agent, 1).await;
         assert_eq!(now.state, SandboxState::Paused, "{fault}: {problem}");
         assert!(house.world.machines().is_empty(), "{fault}");
         let about = agent.describe().await.unwrap();
         assert_eq!((about.sandboxes, about.paused), (0, 1), "{fault}");
     }
+    // That its kernel and its guest are older than this host's is no reason.
+    house.world.change(upgrade);
     assert!(agent.resume(&id(1), HOUR).await.unwrap().was_paused);
     // One that crashes after that has ended for good.
     house.world.crash(slot_of(&house), Exit::OutOfMemory);
@@ -311,6 +304,8 @@ async fn a_snapshot_starts_sandboxes_until_it_is_removed() {
         template: made.clone(),
         ..request(number)
     };
+    // Also when it is older than what would be booted now.
+    house.world.change(upgrade);
     agent.create(from(2)).await.unwrap();
     let slot = slot_of(&house);
     let read = house.world.read(slot).unwrap();
@@ -326,17 +321,17 @@ async fn a_snapshot_starts_sandboxes_until_it_is_removed() {
     let problem = agent.create(larger).await.unwrap_err();
     assert_eq!(problem.code, ErrorCode::InvalidArgument);
     // It cannot be made again, so a host that cannot resume it says so.
-    house.world.faults.check.store(1, SeqCst);
+    house.world.change(|host| host.processor = "other".into());
     let problem = agent.create(from(3)).await.unwrap_err();
     assert_eq!(problem.code, ErrorCode::Unsupported);
     assert!(problem.cause.contains("processor"), "{problem}");
 
     // Its files stay for as long as a sandbox runs on them.
     agent.remove_state(&build(7)).await.unwrap();
-    assert!(folder(&house, "states").contains(&build(7).to_string()));
+    assert!(names(&house, "states").contains(&build(7).to_string()));
     agent.kill(&id(2), EndReason::Killed).await.unwrap();
     wait_for("the snapshot to go", || {
-        !folder(&house, "states").contains(&build(7).to_string())
+        !names(&house, "states").contains(&build(7).to_string())
     })
     .await;
     agent.stop().await;
@@ -376,13 +371,13 @@ async fn a_fork_makes_children_and_the_parent_goes_on() {
         let read = house.world.read(slot).unwrap();
         assert_eq!(read, ("shared".to_owned(), "files".to_owned()));
     }
-    assert_eq!(folder(&house, "forks").len(), 1);
+    assert_eq!(names(&house, "forks").len(), 1);
     // A paused child lies on what it was forked from.
     agent.pause(&id(2), true).await.unwrap();
     for number in [3, 4] {
         agent.kill(&id(number), EndReason::Killed).await.unwrap();
     }
-    assert_eq!(folder(&house, "forks").len(), 1);
+    assert_eq!(names(&house, "forks").len(), 1);
     agent.kill(&id(2), EndReason::Killed).await.unwrap();
     assert_no_states(&house).await;
 
@@ -418,7 +413,7 @@ async fn a_driver_without_memory_snapshots_freezes_in_place() {
         .await
         .unwrap_err();
     assert_eq!(problem.code, ErrorCode::Unsupported);
-    assert!(folder(&house, "states").is_empty());
+    assert!(names(&house, "states").is_empty());
     agent.pause(&id(1), false).await.unwrap();
     assert!(house.world.machines().is_empty());
     agent.resume(&id(1), HOUR).await.unwrap();
@@ -471,7 +466,7 @@ async fn a_template_is_started_once_and_kept_ready() {
     assert_eq!(agent.describe().await.unwrap().pools[0].hits, 1);
 
     // A host that has changed cannot resume it: it is made again, and the create waits for that.
-    house.world.faults.check.store(1, SeqCst);
+    house.world.change(|host| host.processor = "other".into());
     create(&agent, 3).await.unwrap();
     assert!(starts() >= 5, "{}", starts());
 
@@ -480,7 +475,7 @@ async fn a_template_is_started_once_and_kept_ready() {
     }
     agent.remove_state(&template.build).await.unwrap();
     wait_for("the template's state to go", || {
-        folder(&house, "states").is_empty()
+        names(&house, "states").is_empty()
     })
     .await;
     agent.stop().await;

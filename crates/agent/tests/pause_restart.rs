@@ -9,7 +9,7 @@ use api::{
     BuildId,
     node::{CreateSandbox, EndReason, ForkChild, Node, OnTimeout, SandboxState, TemplateBuild},
 };
-use common::{House, create, id, request, serve_guests, status, wait_for};
+use common::{House, create, id, names, request, serve_guests, status, wait_for};
 use rand::Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,15 +46,6 @@ fn block_on<Output>(work: impl Future<Output = Output>) -> Output {
         .build()
         .unwrap()
         .block_on(work)
-}
-
-fn names(house: &House, folder: &str) -> Vec<String> {
-    let Ok(files) = std::fs::read_dir(house.path().join(folder)) else {
-        return Vec::new();
-    };
-    files
-        .map(|file| file.unwrap().file_name().into_string().unwrap())
-        .collect()
 }
 
 /// The slot whose machine has this memory.

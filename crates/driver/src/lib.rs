@@ -259,6 +259,12 @@ pub trait Driver: Send + Sync + 'static {
         }
     }
 
+    /// What would be newer in a state that can be resumed here if it were made again; nothing if it
+    /// would be the same.
+    fn outdated(&self, _state: &SavedState) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Finds a sandbox that ran before this program started; `None` if it is gone.
     async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError>;
 

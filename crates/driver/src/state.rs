@@ -27,6 +27,38 @@ pub struct RootFiles {
     pub disk: Option<PathBuf>,
 }
 
+impl RootFiles {
+    /// Applies a change to every path.
+    pub(crate) fn each_path(&mut self, change: &mut impl FnMut(&mut PathBuf)) {
+        self.layers
+            .iter_mut()
+            .chain(&mut self.disk)
+            .for_each(change);
+    }
+}
+
+/// Makes paths into the data directory relative to it.
+pub(crate) struct Relative([Option<PathBuf>; 2]);
+
+impl Relative {
+    /// The data directory goes by two names if a symbolic link leads to it.
+    pub(crate) fn to(data_directory: &Path) -> Self {
+        Self([
+            Some(data_directory.to_owned()),
+            data_directory.canonicalize().ok(),
+        ])
+    }
+
+    /// Leaves paths to elsewhere as they are.
+    pub(crate) fn shorten(&self, path: &mut PathBuf) {
+        let mut names = self.0.iter().flatten();
+        let below = names.find_map(|name| path.strip_prefix(name).ok().map(Path::to_owned));
+        if let Some(below) = below {
+            *path = below;
+        }
+    }
+}
+
 /// What a sandbox starts from.
 #[derive(Debug, Clone)]
 pub enum Origin {
@@ -86,7 +118,7 @@ pub struct SavedMemory {
     pub control_token: Secret,
 }
 
-/// What a memory snapshot is bound to: a difference is a reason to refuse.
+/// What is in a memory snapshot, and what it is bound to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// The driver's program and its version: `QEMU 7.2.22`.
@@ -99,6 +131,13 @@ pub struct HostFacts {
     pub kernel: String,
     /// The guest program's digest.
     pub guest: String,
+    /// The [`GUEST_PROTOCOL`](api::boot::GUEST_PROTOCOL) of the guest inside.
+    #[serde(default = "first")]
+    pub protocol: u32,
+    /// How the driver arranged the machine and wrote its files. A driver counts it up when it could
+    /// no longer load what it wrote before.
+    #[serde(default = "first")]
+    pub layout: u32,
     /// The rate of the time stamp counter, in kilohertz, if the guest counts by the host's own; a
     /// guest that was told another would keep wrong time.
     #[serde(default)]
@@ -111,18 +150,18 @@ const COUNTER_TOLERANCE_PPM: u64 = 300;
 
 impl HostFacts {
     /// Why a memory snapshot made where `self` was true cannot be resumed where `here` is; nothing
-    /// if it can.
+    /// if it can. What it was booted from is of no account: that is in the memory.
     pub fn differences(&self, here: &Self) -> Vec<String> {
-        let texts = [
+        let numbers = [self.protocol, here.protocol, self.layout, here.layout];
+        let [protocol, protocol_here, layout, layout_here] =
+            numbers.map(|number| number.to_string());
+        let texts = compare([
             ("program", &self.program, &here.program),
             ("accelerator", &self.accelerator, &here.accelerator),
             ("processor", &self.processor, &here.processor),
-            ("guest kernel", &self.kernel, &here.kernel),
-            ("guest program", &self.guest, &here.guest),
-        ]
-        .into_iter()
-        .filter(|(_, then, now)| then != now)
-        .map(|(what, then, now)| format!("the {what} was `{then}` and is `{now}`"));
+            ("guest's protocol", &protocol, &protocol_here),
+            ("machine's layout", &layout, &layout_here),
+        ]);
         let counters = self.counter_khz.zip(here.counter_khz);
         let counter = counters
             .filter(|(then, now)| {
@@ -132,8 +171,29 @@ impl HostFacts {
             .map(|(then, now)| {
                 format!("the time stamp counter ran at {then} kHz and runs at {now} kHz")
             });
-        texts.chain(counter).collect()
+        texts.into_iter().chain(counter).collect()
     }
+
+    /// What would be newer in a memory snapshot made where `here` is true; nothing if it would be
+    /// the same. It can be resumed all the same.
+    pub fn outdated(&self, here: &Self) -> Vec<String> {
+        compare([
+            ("guest kernel", &self.kernel, &here.kernel),
+            ("guest program", &self.guest, &here.guest),
+        ])
+    }
+}
+
+fn compare<const COUNT: usize>(facts: [(&str, &String, &String); COUNT]) -> Vec<String> {
+    let differ = facts.into_iter().filter(|(_, then, now)| then != now);
+    differ
+        .map(|(what, then, now)| format!("the {what} was `{then}` and is `{now}`"))
+        .collect()
+}
+
+/// What states were written with before these numbers were.
+fn first() -> u32 {
+    1
 }
 
 /// What to save of a running sandbox.
@@ -148,12 +208,14 @@ pub struct SaveOptions {
 impl SavedState {
     const FILE: &str = "state.json";
 
-    /// Reads what describes the state in a directory.
-    pub fn load(directory: &Path) -> Result<Self, DriverError> {
+    /// Reads what describes the state in a directory. `data_directory` is the one that it was
+    /// sealed for, wherever that is now.
+    pub fn load(directory: &Path, data_directory: &Path) -> Result<Self, DriverError> {
         let path = directory.join(Self::FILE);
         let text = fs::read(&path).map_err(doing(format!("read {}", path.display())))?;
-        let state: Self = serde_json::from_slice(&text)
+        let mut state: Self = serde_json::from_slice(&text)
             .map_err(doing(format!("understand {}", path.display())))?;
+        state.each_path(|path| *path = data_directory.join(&*path));
         Ok(Self {
             directory: directory.to_owned(),
             ..state
@@ -161,10 +223,14 @@ impl SavedState {
     }
 
     /// Writes what describes the state, durably and last: a directory without it is half made.
-    pub fn seal(&self) -> Result<(), DriverError> {
+    /// Paths into `data_directory` are written relative to it, so that it may be moved or copied.
+    pub fn seal(&self, data_directory: &Path) -> Result<(), DriverError> {
         use std::{io::Write, os::unix::fs::OpenOptionsExt};
         let path = self.directory.join(Self::FILE);
         let partial = self.directory.join("state.json.partial");
+        let relative = Relative::to(data_directory);
+        let mut written = self.clone();
+        written.each_path(|path| relative.shorten(path));
         let write = || -> std::io::Result<()> {
             let mut file = fs::OpenOptions::new()
                 .write(true)
@@ -172,12 +238,18 @@ impl SavedState {
                 .truncate(true)
                 .mode(0o600)
                 .open(&partial)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.write_all(&serde_json::to_vec_pretty(&written)?)?;
             file.sync_all()?;
             fs::rename(&partial, &path)?;
             fs::File::open(&self.directory)?.sync_all()
         };
         write().map_err(doing(format!("write {}", path.display())))
+    }
+
+    fn each_path(&mut self, mut change: impl FnMut(&mut PathBuf)) {
+        self.root.each_path(&mut change);
+        let base = self.memory.as_mut().and_then(|memory| memory.base.as_mut());
+        base.into_iter().for_each(change);
     }
 
     /// The writable layer.
@@ -198,9 +270,37 @@ mod tests {
             processor: "max".into(),
             kernel: "6.1".into(),
             guest: "abc".into(),
+            protocol: 1,
+            layout: 1,
             counter_khz: Some(2_499_998),
         };
         assert_eq!(facts.differences(&facts), [""; 0]);
+        assert_eq!(facts.outdated(&facts), [""; 0]);
+        let newer = HostFacts {
+            kernel: "6.12".into(),
+            guest: "def".into(),
+            ..facts.clone()
+        };
+        assert_eq!(facts.differences(&newer), [""; 0]);
+        assert_eq!(
+            facts.outdated(&newer),
+            [
+                "the guest kernel was `6.1` and is `6.12`",
+                "the guest program was `abc` and is `def`"
+            ]
+        );
+        let others = HostFacts {
+            protocol: 2,
+            layout: 3,
+            ..facts.clone()
+        };
+        assert_eq!(
+            facts.differences(&others),
+            [
+                "the guest's protocol was `1` and is `2`",
+                "the machine's layout was `1` and is `3`"
+            ]
+        );
         let here = HostFacts {
             accelerator: "kvm".into(),
             ..facts.clone()
@@ -219,5 +319,63 @@ mod tests {
             facts.differences(&counting(Some(2_600_000))),
             ["the time stamp counter ran at 2499998 kHz and runs at 2600000 kHz"]
         );
+    }
+
+    fn state(data: &Path) -> SavedState {
+        SavedState {
+            directory: data.join("paused/one.1"),
+            driver: DriverKind::Qemu,
+            root: RootFiles {
+                layers: vec![data.join("images/layers/aa/root"), "/elsewhere/root".into()],
+                disk: Some(data.canonicalize().unwrap().join("images/disks/aa.img")),
+            },
+            resources: Resources::default(),
+            memory: Some(SavedMemory {
+                host: HostFacts {
+                    program: "QEMU 7.2.22".into(),
+                    accelerator: "tcg".into(),
+                    processor: "max".into(),
+                    kernel: "6.1".into(),
+                    guest: "abc".into(),
+                    protocol: 1,
+                    layout: 1,
+                    counter_khz: None,
+                },
+                base: Some(data.join("states/build")),
+                control_token: Secret::new("control"),
+            }),
+            stood_still: None,
+        }
+    }
+
+    #[test]
+    fn a_state_is_found_again_where_its_data_directory_was_moved_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        fs::create_dir_all(real.join("paused/one.1")).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let saved = state(&link);
+        saved.seal(&link).unwrap();
+        let text = fs::read_to_string(saved.directory.join("state.json")).unwrap();
+        assert!(!text.contains(directory.path().to_str().unwrap()), "{text}");
+
+        let moved = directory.path().join("moved");
+        fs::rename(&real, &moved).unwrap();
+        let found = SavedState::load(&moved.join("paused/one.1"), &moved).unwrap();
+        assert_eq!(found, state(&moved));
+    }
+
+    #[test]
+    fn a_state_of_an_earlier_version_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().canonicalize().unwrap();
+        let saved = state(&data);
+        fs::create_dir_all(&saved.directory).unwrap();
+        // It wrote absolute paths, and neither of the two numbers.
+        let mut text = serde_json::to_value(&saved).unwrap();
+        let host = text["memory"]["host"].as_object_mut().unwrap();
+        assert!(host.remove("protocol").is_some() && host.remove("layout").is_some());
+        fs::write(saved.directory.join("state.json"), text.to_string()).unwrap();
+        assert_eq!(SavedState::load(&saved.directory, &data).unwrap(), saved);
     }
 }

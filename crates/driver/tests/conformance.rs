@@ -51,7 +51,8 @@ conformance! {
         what_nobody_keeps_is_swept,
         an_end_is_seen_with_its_reason,
         the_memory_limit_holds,
-        the_disk_limit_holds;
+        the_disk_limit_holds,
+        a_data_directory_may_be_moved;
     qemu as Qemu:
         a_sandbox_starts_serves_and_leaves_nothing,
         a_prepared_sandbox_can_be_discarded_or_dropped,
@@ -62,6 +63,7 @@ conformance! {
         an_end_is_seen_with_its_reason,
         the_memory_limit_holds,
         the_disk_limit_holds,
+        a_data_directory_may_be_moved,
         a_saved_sandbox_goes_on_where_it_stood,
         what_differs_is_saved_again_and_again,
         one_state_becomes_many,
@@ -78,6 +80,7 @@ conformance! {
         an_end_is_seen_with_its_reason,
         the_memory_limit_holds,
         the_disk_limit_holds,
+        a_data_directory_may_be_moved,
         a_saved_sandbox_goes_on_where_it_stood,
         what_differs_is_saved_again_and_again,
         one_state_becomes_many,
@@ -312,13 +315,51 @@ async fn a_saved_sandbox_goes_on_where_it_stood(world: World) {
     };
     let state = machine.save(&saved, stays).await.unwrap();
     machine.destroy().await.unwrap();
-    assert_eq!(SavedState::load(&saved).unwrap(), state);
+    assert_eq!(SavedState::load(&saved, &world.data).unwrap(), state);
     driver.check(&state).unwrap();
 
     let state = Arc::new(state);
     let machine = world.resume(&*driver, &state, false).await;
     println!("{:?}", machine.phases());
     assert_eq!(goes_on(&*machine).await, same);
+    machine.destroy().await.unwrap();
+    driver.shutdown().await;
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+/// Also one whose memory lies on that of another.
+async fn a_data_directory_may_be_moved(mut world: World) {
+    world.keep_root_with_data();
+    let driver = world.driver();
+    let mut machine = world.start(&*driver, "echo one > /kept").await;
+    wait_for("the file", || guest::read(&*machine, "/kept").is_some()).await;
+    let options = SaveOptions {
+        memory: driver.capabilities().memory_snapshot,
+        goes_on: false,
+    };
+    for name in ["states/build", "paused/sandbox.1"] {
+        let saved = world.data.join(name);
+        fs::create_dir_all(saved.parent().unwrap()).unwrap();
+        let state = machine.save(&saved, options).await.unwrap();
+        machine.destroy().await.unwrap();
+        machine = world.resume(&*driver, &Arc::new(state), false).await;
+    }
+    machine.destroy().await.unwrap();
+    driver.shutdown().await;
+    drop(driver);
+
+    world.move_data("moved");
+    let saved = world.data.join("paused/sandbox.1");
+    let text = fs::read_to_string(saved.join("state.json")).unwrap();
+    let here = world.directory.path().to_str().unwrap();
+    assert!(!text.contains(here), "{text}");
+    let driver = world.driver();
+    let state = SavedState::load(&saved, &world.data).unwrap();
+    if let Some(memory) = &state.memory {
+        assert_eq!(memory.base, Some(world.data.join("states/build")));
+    }
+    let machine = world.resume(&*driver, &Arc::new(state), false).await;
+    assert_eq!(guest::read(&*machine, "/kept").unwrap(), "one\n");
     machine.destroy().await.unwrap();
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);
@@ -345,7 +386,7 @@ async fn what_differs_is_saved_again_and_again(world: World) {
     for base in bases.iter().skip(1).flatten() {
         assert!(*base == first || base.join("memory").exists());
         assert!(
-            SavedState::load(base)
+            SavedState::load(base, &world.data)
                 .unwrap()
                 .memory
                 .unwrap()
@@ -413,6 +454,27 @@ async fn what_cannot_be_resumed_is_refused(world: World) {
     let saved = world.directory.path().join("saved");
     let mut state = machine.save(&saved, WITH_MEMORY).await.unwrap();
     machine.destroy().await.unwrap();
+    assert_eq!(driver.outdated(&state), [""; 0]);
+    // What is in the memory may be older than what would be there now.
+    let memory = state.memory.as_mut().unwrap();
+    memory.host.kernel = "5.10, older".into();
+    memory.host.guest = "older".into();
+    driver.check(&state).unwrap();
+    let outdated = driver.outdated(&state);
+    assert_eq!(outdated.len(), 2, "{outdated:?}");
+    assert!(outdated[0].contains("`5.10, older`"), "{outdated:?}");
+    let machine = world
+        .resume(&*driver, &Arc::new(state.clone()), false)
+        .await;
+    let again = world.directory.path().join("again");
+    let again = machine.save(&again, WITH_MEMORY).await.unwrap();
+    machine.destroy().await.unwrap();
+    assert_eq!(driver.outdated(&again), outdated);
+    // What it needs of the host may not differ.
+    let mut spoken = state.clone();
+    spoken.memory.as_mut().unwrap().host.protocol += 1;
+    let refused = driver.check(&spoken).unwrap_err();
+    assert!(refused.to_string().contains("protocol"), "{refused}");
     let memory = state.memory.as_mut().unwrap();
     memory.host.program = "QEMU 1.0".into();
     let refused = driver.check(&state).unwrap_err();
@@ -428,7 +490,7 @@ async fn what_cannot_be_resumed_is_refused(world: World) {
     };
     assert!(driver.prepare(world.network(), &plan).await.is_err());
     // A file that was changed is found where that is asked for.
-    let state = SavedState::load(&saved).unwrap();
+    let state = SavedState::load(&saved, &world.data).unwrap();
     driver::qemu::verify(&state).unwrap();
     fs::write(state.disk(), "x").unwrap();
     assert!(driver::qemu::verify(&state).is_err());

@@ -144,7 +144,7 @@ async fn a_disk_is_saved_while_its_sandbox_goes_on() {
     assert_eq!(state.driver, DriverKind::Container);
     assert!(state.memory.is_none());
     assert_eq!(state.resources, world.spec("").resources);
-    assert_eq!(SavedState::load(&saved).unwrap(), state);
+    assert_eq!(SavedState::load(&saved, &world.data).unwrap(), state);
     let disk = saved.join("disk.img");
     let about = fs::metadata(&disk).unwrap();
     assert_eq!(about.len(), 64 << 20);
@@ -268,7 +268,7 @@ async fn a_frozen_or_adopted_sandbox_can_be_saved() {
     machine.save(&saved, STAYS).await.unwrap();
     machine.destroy().await.unwrap();
     for name in ["frozen", "adopted"] {
-        let state = SavedState::load(&world.directory.path().join(name)).unwrap();
+        let state = SavedState::load(&world.directory.path().join(name), &world.data).unwrap();
         let machine = world.resume(&driver, &Arc::new(state), true).await;
         assert_eq!(
             fs::read_to_string(inside(&*machine, "/kept")).unwrap(),

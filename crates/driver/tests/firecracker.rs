@@ -124,7 +124,10 @@ async fn a_snapshot_is_whole_then_what_differs_and_nothing_is_configured_before_
         .save(&host.path("whole"), WITH_MEMORY)
         .await
         .unwrap();
-    assert_eq!(SavedState::load(&host.path("whole")).unwrap(), whole);
+    assert_eq!(
+        SavedState::load(&host.path("whole"), &host.path("data")).unwrap(),
+        whole
+    );
     assert_eq!(
         host.body(0, "PUT /snapshot/create")["snapshot_type"],
         json!("Full")

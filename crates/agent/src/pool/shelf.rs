@@ -1,7 +1,11 @@
 //! The prepared sandboxes of one kind.
 
 use super::demand::Demand;
-use crate::{options::PoolOptions, source::Source, states::Lease};
+use crate::{
+    options::PoolOptions,
+    source::Source,
+    states::{Lease, StateKey},
+};
 use api::{BuildId, Bytes, Resources, node::PoolReport};
 use driver::{Origin, Plan, Prepared, RootFiles};
 use std::{collections::VecDeque, time::Duration};
@@ -14,9 +18,10 @@ const BUILD_MAX: u32 = 8;
 pub(crate) enum Key {
     /// Any sandbox.
     Anything,
-    /// Those of one build and size.
+    /// Those of one build and size. A build's state that was made again is another origin.
     Build {
         build: BuildId,
+        count: u32,
         vcpus: u32,
         memory: u64,
         disk: u64,
@@ -26,8 +31,12 @@ pub(crate) enum Key {
 impl Key {
     /// The key for sandboxes of a source; none if nothing is prepared ahead for it.
     pub(super) fn of(source: &Source, resources: &Resources) -> Option<Self> {
-        source.shelf.clone().map(|build| Self::Build {
+        let StateKey::Build { build, count } = source.shelf.clone()? else {
+            return None;
+        };
+        Some(Self::Build {
             build,
+            count,
             vcpus: resources.vcpus,
             memory: resources.memory.0,
             disk: resources.disk.0,

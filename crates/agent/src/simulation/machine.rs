@@ -5,7 +5,7 @@ use api::{Resources, Secret};
 use driver::{
     Capabilities, Driver, DriverError, DriverKind, Exit, Machine, MachineRecord, NetworkSlot,
     Origin, Plan, Prepared, RootFiles, SaveOptions, SavedState, StartSpec, Usage,
-    state::{HostFacts, SavedMemory},
+    state::SavedMemory,
 };
 use std::{
     path::{Path, PathBuf},
@@ -79,13 +79,22 @@ impl Driver for SimulatedDriver {
     }
 
     fn check(&self, state: &SavedState) -> Result<(), DriverError> {
-        if state.memory.is_some() && (!self.0.snapshots || Faults::strike(&self.0.faults.check)) {
-            return Err(DriverError::Unsupported {
-                cause: "the processor was `other` and is `this`".into(),
-                remedy: "stop simulating".into(),
-            });
+        let Some(memory) = &state.memory else {
+            return Ok(());
+        };
+        let differences = memory.host.differences(&self.0.facts());
+        if self.0.snapshots && differences.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        Err(DriverError::Unsupported {
+            cause: differences.join(", "),
+            remedy: "stop simulating".into(),
+        })
+    }
+
+    fn outdated(&self, state: &SavedState) -> Vec<String> {
+        let memory = state.memory.as_ref();
+        memory.map_or_else(Vec::new, |memory| memory.host.outdated(&self.0.facts()))
     }
 
     async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError> {
@@ -160,7 +169,12 @@ impl Prepared for SimulatedPrepared {
                 return Err(DriverError::Guest("its state is gone".into()));
             }
             let renewed = origin.is_some() && spec.renew;
-            let process = World::new_process(&mut contents, origin);
+            let facts = match &spec.origin {
+                Origin::Saved(state) => state.memory.as_ref().map(|memory| memory.host.clone()),
+                Origin::Fresh(_) => None,
+            };
+            let facts = facts.unwrap_or_else(|| contents.facts.clone());
+            let process = World::new_process(&mut contents, origin, facts);
             if renewed {
                 World::note(&mut contents, format!("renew {slot}"));
             }
@@ -222,14 +236,7 @@ impl SimulatedMachine {
             let held = lock(&self.process.memory).clone();
             std::fs::write(directory.join("memory"), held).map_err(system)?;
             memory = Some(SavedMemory {
-                host: HostFacts {
-                    program: "simulation".into(),
-                    accelerator: String::new(),
-                    processor: String::new(),
-                    kernel: String::new(),
-                    guest: String::new(),
-                    counter_khz: None,
-                },
+                host: self.process.facts.clone(),
                 base: self
                     .process
                     .origin
@@ -250,7 +257,9 @@ impl SimulatedMachine {
             memory,
             stood_still: None,
         };
-        state.seal()?;
+        // The data directory holds folders of states.
+        let data_directory = directory.ancestors().nth(2).unwrap_or(directory);
+        state.seal(data_directory)?;
         Ok(state)
     }
 }

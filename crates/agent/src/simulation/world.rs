@@ -1,6 +1,6 @@
 //! The simulated host.
 
-use driver::Exit;
+use driver::{Exit, state::HostFacts};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -31,8 +31,6 @@ pub struct Faults {
     pub save: AtomicU32,
     /// Freezing in place.
     pub freeze: AtomicU32,
-    /// Checking whether a state can be resumed here: it cannot.
-    pub check: AtomicU32,
     /// Prepared sandboxes stay behind when they are dropped without being discarded.
     pub leave_prepared: AtomicBool,
 }
@@ -59,10 +57,13 @@ pub(super) struct Process {
     pub(super) frozen: AtomicBool,
     /// The state that it was started from.
     pub(super) origin: Option<PathBuf>,
+    /// What was true where it was booted.
+    pub(super) facts: HostFacts,
 }
 
-#[derive(Default)]
 pub(super) struct Contents {
+    /// What is true of the host.
+    pub(super) facts: HostFacts,
     /// Slots with an interface.
     pub(super) slots: BTreeSet<u32>,
     /// Slots that are closed off from the internet.
@@ -74,6 +75,29 @@ pub(super) struct Contents {
     next_pid: u32,
     /// What happened, in order.
     pub(super) events: Vec<String>,
+}
+
+impl Default for Contents {
+    fn default() -> Self {
+        Self {
+            facts: HostFacts {
+                program: "simulation".into(),
+                accelerator: "none".into(),
+                processor: "this".into(),
+                kernel: "first".into(),
+                guest: "first".into(),
+                protocol: 1,
+                layout: 1,
+                counter_khz: None,
+            },
+            slots: BTreeSet::new(),
+            closed: BTreeSet::new(),
+            prepared: BTreeSet::new(),
+            machines: BTreeMap::new(),
+            next_pid: 0,
+            events: Vec::new(),
+        }
+    }
 }
 
 /// The simulated host.
@@ -126,7 +150,21 @@ impl World {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn new_process(contents: &mut Contents, origin: Option<PathBuf>) -> Arc<Process> {
+    pub(super) fn facts(&self) -> HostFacts {
+        self.contents().facts.clone()
+    }
+
+    /// Changes what is true of the host, as an upgrade or another processor does. States that were
+    /// saved before remember what was.
+    pub fn change(&self, change: impl FnOnce(&mut HostFacts)) {
+        change(&mut self.contents().facts);
+    }
+
+    pub(super) fn new_process(
+        contents: &mut Contents,
+        origin: Option<PathBuf>,
+        facts: HostFacts,
+    ) -> Arc<Process> {
         let read = |file: &str| {
             let path = origin.as_ref().map(|origin| origin.join(file));
             let text = path.and_then(|path| std::fs::read_to_string(path).ok());
@@ -141,6 +179,7 @@ impl World {
             disk: read("disk.img"),
             frozen: AtomicBool::new(false),
             origin,
+            facts,
         })
     }
 

@@ -4,7 +4,7 @@
 //! Each is a directory that a driver wrote (see [`driver::state`]):
 //!
 //! - `states/BUILD/`, with what the agent knows about it beside it in `states/BUILD.json`; or
-//!   `states/BUILD.N/`, if it was made again while something lay on the one before;
+//!   `states/BUILD.N/`, if it was made again while the one before was there: the highest `N` counts;
 //! - `paused/SANDBOX.N/`, where the journal says which `N` counts;
 //! - `forks/NAME/`.
 //!

@@ -55,7 +55,7 @@ impl States {
                 }
                 let name = found.file_name();
                 let key = name.to_str().and_then(|name| StateKey::parse(folder, name));
-                match (key, SavedState::load(&found.path())) {
+                match (key, SavedState::load(&found.path(), root)) {
                     (Some(key), Ok(state)) => {
                         let entry = read_entry(&key, state);
                         entries.insert(key, entry);
@@ -72,6 +72,7 @@ impl States {
                 }
             }
         }
+        take_names(&mut entries);
         let lost = read_lost(&root.join("states"), &entries)?;
         Ok(Self {
             root: root.to_owned(),
@@ -98,8 +99,8 @@ impl States {
         key.directory(&self.root)
     }
 
-    /// Writes down what is known of a build's state before it is saved, and returns its name.
-    /// Blocks for a moment.
+    /// Writes down what is known of a build's state before it is saved, and returns its name. A
+    /// template's may be made anew while there is one. Blocks for a moment.
     pub(crate) fn announce(&self, about: &About) -> Result<StateKey, Problem> {
         let build = &about.build.build;
         let key = {
@@ -107,7 +108,8 @@ impl States {
             let all = entries.iter().filter(|(key, _)| key.build() == Some(build));
             let (mut named, mut count) = (false, 0);
             for (key, entry) in all {
-                named |= !entry.doomed;
+                let gives_way = about.purpose == Purpose::Template && entry.is_cache();
+                named |= !entry.doomed && !gives_way;
                 if let StateKey::Build { count: used, .. } = key {
                     count = count.max(used.saturating_add(1));
                 }
@@ -178,14 +180,37 @@ impl States {
         Some(Lease::new(self.clone(), key.clone(), entry.state.clone()))
     }
 
-    /// Holds what sandboxes of a build start from, if it is there.
+    /// Holds what sandboxes of a build start from, if it is there: the newest, as the one before
+    /// keeps its name for a moment.
     pub(crate) fn lease_build(self: &Arc<Self>, build: &BuildId) -> Option<Lease> {
         let key = {
             let entries = self.entries();
-            let mut named = entries.iter().filter(|(_, entry)| !entry.doomed);
-            named.find(|(key, _)| key.build() == Some(build))?.0.clone()
+            let named = entries.iter().filter(|(_, entry)| !entry.doomed);
+            let of_build = named.filter(|(key, _)| key.build() == Some(build));
+            of_build.map(|(key, _)| key).max()?.clone()
         };
         self.lease(&key)
+    }
+
+    /// Takes a build's name from the state that had it, as another was made anew. If the build was
+    /// removed meanwhile, the other has no name either.
+    pub(crate) fn hand_over(&self, former: &StateKey, new: &StateKey) {
+        let entries = self.entries();
+        let named = entries.get(former).is_some_and(|entry| !entry.doomed);
+        drop(entries);
+        self.doom(if named { former } else { new });
+    }
+
+    /// The states of templates, the one that was used last first.
+    pub(crate) fn templates(&self) -> Vec<StateKey> {
+        let entries = self.entries();
+        let mut templates: Vec<_> = entries
+            .iter()
+            .filter(|(_, entry)| entry.is_cache() && !entry.doomed)
+            .map(|(key, entry)| (std::cmp::Reverse(entry.used_at), key.clone()))
+            .collect();
+        templates.sort();
+        templates.into_iter().map(|(_, key)| key).collect()
     }
 
     /// Takes the name of a build's state away; see [`States::doom`].
@@ -207,6 +232,13 @@ impl States {
         let entry = entries.get_mut(key)?;
         entry.users += 1;
         Some(Lease::new(self.clone(), key.clone(), entry.state.clone()))
+    }
+
+    /// A state that has a name, and what is known of its build. Looking is not using.
+    pub(crate) fn look(&self, key: &StateKey) -> Option<(Arc<SavedState>, About)> {
+        let entries = self.entries();
+        let entry = entries.get(key).filter(|entry| !entry.doomed)?;
+        Some((entry.state.clone(), entry.about.clone()?))
     }
 
     /// What is known of a build's state.
@@ -352,6 +384,27 @@ fn read_entry(key: &StateKey, state: SavedState) -> Entry {
         users: 0,
         pin: None,
         state: Arc::new(state),
+    }
+}
+
+/// Takes the names of states that were made anew, if the agent died before it did.
+fn take_names(entries: &mut HashMap<StateKey, Entry>) {
+    let named = |(key, entry): (&StateKey, &Entry)| {
+        let build = key.build().filter(|_| !entry.doomed)?;
+        Some((build.clone(), key.clone()))
+    };
+    let mut named: Vec<_> = entries.iter().filter_map(named).collect();
+    named.sort();
+    for pair in named.windows(2) {
+        let [(build, key), (next, _)] = pair else {
+            continue;
+        };
+        if build == next
+            && let Some(entry) = entries.get_mut(key)
+        {
+            entry.doomed = true;
+            remove_about(&entry.state.directory);
+        }
     }
 }
 

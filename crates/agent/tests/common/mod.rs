@@ -186,6 +186,23 @@ pub(crate) async fn create(agent: &Agent, number: u32) -> Result<SandboxStatus, 
     agent.create(request(number)).await
 }
 
+/// Another kernel for guests and another guest program, as after an upgrade.
+pub(crate) fn upgrade(host: &mut driver::state::HostFacts) {
+    host.kernel.push_str(", newer");
+    host.guest.push_str(", newer");
+}
+
+/// The names in a folder of a data directory.
+pub(crate) fn names(house: &House, folder: &str) -> Vec<String> {
+    let Ok(files) = std::fs::read_dir(house.path().join(folder)) else {
+        return Vec::new();
+    };
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
 /// Answers at all addresses of the loopback as guests do that agree with everything; returns the
 /// port. Ends with the runtime.
 pub(crate) async fn serve_guests() -> u16 {

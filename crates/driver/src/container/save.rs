@@ -83,7 +83,7 @@ pub(super) async fn save(
             };
             checksums::write(&directory)
                 .map_err(|error| full_or(error, format!("write {} through", disk.display())))?;
-            state.seal()?;
+            state.seal(&inner.options.data_directory)?;
             if let Some(stand) = stand {
                 stand.stay();
             }

@@ -333,7 +333,7 @@ impl Vmm for Inner {
             let _ = hold.end().await;
             return Err(error);
         }
-        let notes = Notes::of_plan(plan, this.options.track_dirty_pages, token);
+        let notes = Notes::of_plan(&**this, plan, this.options.track_dirty_pages, token);
         Ok((hold, notes))
     }
 
@@ -343,7 +343,9 @@ impl Vmm for Inner {
         process: OwnedFd,
     ) -> Result<Option<(Hold, Notes)>, DriverError> {
         let directory = this.jail_of(record.slot).path().to_owned();
-        let Some(notes) = blocking(move || Notes::find(&directory)).await? else {
+        let host = Arc::clone(&this.host);
+        let find = move || Notes::find(&directory, host.data_directory());
+        let Some(notes) = blocking(find).await? else {
             return Ok(None);
         };
         let hold = Hold::of_adopted(this, record, process)?;

@@ -57,6 +57,10 @@ pub(super) fn version_of(program: &Path) -> Result<Version, DriverError> {
         .ok_or_else(|| unsupported(format!("{name} does not tell its version"), remedy))
 }
 
+/// The layout of a machine and of its files. A snapshot names the files of its jail: whatever calls
+/// them otherwise, or changes the files of a state, raises this.
+const LAYOUT: u32 = 1;
+
 /// What snapshots are bound to: the format of their files is the version's, and what a processor
 /// can is part of them, unless a template hides it.
 pub(super) fn facts(options: &FirecrackerOptions, version: Version) -> HostFacts {
@@ -72,5 +76,5 @@ pub(super) fn facts(options: &FirecrackerOptions, version: Version) -> HostFacts
         ""
     };
     let program = format!("Firecracker {version}, snapshots {format}{huge}");
-    HostFacts::here(program, "kvm", processor, &options.kernel)
+    HostFacts::here(program, "kvm", processor, &options.kernel, LAYOUT)
 }

@@ -19,6 +19,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -62,7 +63,7 @@ pub(super) async fn save(
         note(hold, notes).await?;
     }
     let memory = options.memory.then(|| SavedMemory {
-        host: hold.inner.facts.clone(),
+        host: notes.facts.as_ref().unwrap_or(&hold.inner.facts).clone(),
         base,
         control_token: notes.control_token.clone(),
     });
@@ -74,7 +75,8 @@ pub(super) async fn save(
         memory,
         stood_still: None,
     };
-    blocking(move || seal(state)).await
+    let host = Arc::clone(&hold.inner.host);
+    blocking(move || seal(state, host.data_directory())).await
 }
 
 /// Lets the guest write back its caches if they will not be saved with its memory, and give back
@@ -191,7 +193,7 @@ async fn note(hold: &Hold, notes: &Notes) -> Result<(), DriverError> {
 
 /// A difference as large as half its base becomes a whole memory, so that what is saved of it next
 /// is small again. Then checksums, and all through to the disk.
-fn seal(mut state: SavedState) -> Result<SavedState, DriverError> {
+fn seal(mut state: SavedState, data_directory: &Path) -> Result<SavedState, DriverError> {
     let full = |error| full_or(error, "write a state through to the disk");
     if let Some(memory) = &mut state.memory
         && let Some(base) = memory.base.clone()
@@ -201,7 +203,7 @@ fn seal(mut state: SavedState) -> Result<SavedState, DriverError> {
         memory.base = None;
     }
     checksums::write(&state.directory).map_err(full)?;
-    state.seal()?;
+    state.seal(data_directory)?;
     Ok(state)
 }
 

@@ -66,6 +66,12 @@ impl<D: MicroVms> Driver for D {
         host::check(state, D::Vmm::KIND, self.vmm().facts())
     }
 
+    fn outdated(&self, state: &SavedState) -> Vec<String> {
+        let here = self.vmm().facts();
+        let memory = state.memory.as_ref();
+        memory.map_or_else(Vec::new, |memory| memory.host.outdated(here))
+    }
+
     async fn adopt(&self, record: &MachineRecord) -> Result<Option<Box<dyn Machine>>, DriverError> {
         let vmm = self.vmm();
         let found = process::find(record.pid, record.start_time)

@@ -2,17 +2,19 @@
 
 use super::hexadecimal;
 use crate::{kernel::Kernel, state::HostFacts};
+use api::boot::GUEST_PROTOCOL;
 use sha2::{Digest, Sha256};
 use std::fs;
 
 impl HostFacts {
     /// What is true here, of a hypervisor, how it runs instructions, the processor that its guests
-    /// see, and their kernel and program.
+    /// see, their kernel and program, and the layout of its machines.
     pub(crate) fn here(
         program: String,
         accelerator: &str,
         processor: String,
         kernel: &Kernel,
+        layout: u32,
     ) -> Self {
         Self {
             program,
@@ -20,6 +22,8 @@ impl HostFacts {
             processor,
             kernel: format!("{}, {}", kernel.release, short(&kernel.digest)),
             guest: short(&kernel.guest_digest),
+            protocol: GUEST_PROTOCOL,
+            layout,
             counter_khz: None,
         }
     }

@@ -82,6 +82,11 @@ impl Host {
         })
     }
 
+    /// What paths that are written down are relative to.
+    pub(crate) fn data_directory(&self) -> &Path {
+        &self.data_directory
+    }
+
     /// A private folder in the data directory, by its canonical path. Blocks.
     pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, DriverError> {
         folder(&self.data_directory, name)

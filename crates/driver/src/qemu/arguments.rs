@@ -26,6 +26,11 @@ pub(super) const INITRAMFS: &str = "/initramfs";
 /// No file: whoever opens this name is handed the machine's memory.
 pub(super) const MEMORY: &str = "/memory";
 
+/// The layout of a machine and of its files. A state can only be resumed into a machine that has the
+/// same devices with the same properties: whatever changes them here, or the files of a state, raises
+/// this.
+pub(super) const LAYOUT: u32 = 1;
+
 /// QEMU's own filter of system calls.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 

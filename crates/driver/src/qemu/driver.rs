@@ -2,7 +2,7 @@
 
 use super::{
     accelerator::Accelerator,
-    arguments::{Begin, Description, TRANSLATIONS, memory_size},
+    arguments::{Begin, Description, LAYOUT, TRANSLATIONS, memory_size},
     hold::Hold,
     launch::{self, Launch},
     machine::QemuMachine,
@@ -90,6 +90,7 @@ impl Qemu {
                 accelerator.name(),
                 accelerator.processor_facts(),
                 &options.kernel,
+                LAYOUT,
             )
         };
         let host = Host::open(
@@ -265,7 +266,7 @@ impl Vmm for Inner {
             let _ = hold.end().await;
             return Err(error);
         }
-        Ok((hold, Notes::of_plan(plan, true, token)))
+        Ok((hold, Notes::of_plan(&**this, plan, true, token)))
     }
 
     async fn adopt(
@@ -274,7 +275,7 @@ impl Vmm for Inner {
         process: OwnedFd,
     ) -> Result<Option<(Hold, Notes)>, DriverError> {
         let directory = this.directory_of(record.slot);
-        let notes = Notes::read(&directory)?;
+        let notes = Notes::read(&directory, this.host.data_directory())?;
         let console = Console::connect(&directory, launch::SERIAL).ok();
         let hold = Hold::of_adopted(this, record, process, console).await?;
         Ok(Some((hold, notes)))

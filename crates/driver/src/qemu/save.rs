@@ -28,6 +28,7 @@ use std::{
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -73,7 +74,7 @@ pub(super) async fn save(
     });
     let memory = match memory {
         Some(base) => Some(SavedMemory {
-            host: hold.inner.facts.clone(),
+            host: notes.facts.as_ref().unwrap_or(&hold.inner.facts).clone(),
             base: base.await?,
             control_token: notes.control_token.clone(),
         }),
@@ -87,10 +88,11 @@ pub(super) async fn save(
         memory,
         stood_still,
     };
+    let inner = Arc::clone(&hold.inner);
     blocking(move || {
         checksums::write(&state.directory)
             .map_err(|error| full_or(error, "write a state through to the disk"))?;
-        state.seal()?;
+        state.seal(inner.host.data_directory())?;
         Ok(state)
     })
     .await

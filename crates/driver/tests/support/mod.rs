@@ -48,6 +48,9 @@ pub struct World {
     pub kind: DriverKind,
     pub directory: tempfile::TempDir,
     pub instance: String,
+    /// Given to drivers.
+    pub data: PathBuf,
+    /// As a disk image it lies beside it.
     pub root: PathBuf,
     slots: AtomicU32,
 }
@@ -65,10 +68,11 @@ impl World {
         let number = WORLDS.fetch_add(1, Ordering::Relaxed);
         let instance = format!("{:04x}", (std::process::id() * 37 + number * 7919) & 0xffff);
         if kind != DriverKind::Container {
-            build_disk(&root, &directory.path().join("root.img"));
+            build_disk(&root, &root.with_extension("img"));
         }
         Self {
             kind,
+            data: directory.path().join("data"),
             directory,
             instance,
             root,
@@ -77,7 +81,7 @@ impl World {
     }
 
     pub fn options(&self) -> ContainerOptions {
-        let mut options = ContainerOptions::new(self.directory.path().join("data"), &self.instance);
+        let mut options = ContainerOptions::new(&self.data, &self.instance);
         options.keeper_command = own_test("keeper_process");
         options.disk = Bytes::mebibytes(64);
         options
@@ -92,20 +96,41 @@ impl World {
         match self.kind {
             DriverKind::Container => Box::new(self.container()),
             DriverKind::Qemu => {
-                let data = self.directory.path().join("data");
-                let mut options = QemuOptions::new(data, &self.instance, kernel());
+                let mut options = QemuOptions::new(&self.data, &self.instance, kernel());
                 options.jail_command = own_test("jail_process");
                 Box::new(Qemu::new(options).unwrap())
             }
             DriverKind::Firecracker => {
                 let program = firecracker();
                 let jailer = program.with_file_name("jailer");
-                let data = self.directory.path().join("data");
                 let programs = (program, jailer);
-                let options = FirecrackerOptions::new(data, &self.instance, programs, kernel());
+                let options =
+                    FirecrackerOptions::new(&self.data, &self.instance, programs, kernel());
                 Box::new(Firecracker::new(options).unwrap())
             }
         }
+    }
+
+    /// Puts the root file system into the data directory, where images are.
+    pub fn keep_root_with_data(&mut self) {
+        let images = self.data.join("images");
+        fs::create_dir_all(&images).unwrap();
+        let root = images.join("root");
+        fs::rename(&self.root, &root).unwrap();
+        if self.kind != DriverKind::Container {
+            fs::rename(self.root.with_extension("img"), root.with_extension("img")).unwrap();
+        }
+        self.root = root;
+    }
+
+    /// Moves the data directory. Nothing may run.
+    pub fn move_data(&mut self, name: &str) {
+        let moved = self.directory.path().join(name);
+        fs::rename(&self.data, &moved).unwrap();
+        if let Ok(below) = self.root.strip_prefix(&self.data) {
+            self.root = moved.join(below);
+        }
+        self.data = moved;
     }
 
     /// A network that has what a sandbox needs, and no way out.
@@ -155,8 +180,7 @@ impl World {
     pub fn origin(&self) -> Origin {
         Origin::Fresh(RootFiles {
             layers: vec![self.root.clone()],
-            disk: (self.kind != DriverKind::Container)
-                .then(|| self.directory.path().join("root.img")),
+            disk: (self.kind != DriverKind::Container).then(|| self.root.with_extension("img")),
         })
     }
 
@@ -200,7 +224,7 @@ impl World {
 
     /// All that this instance has on the machine; empty if there is nothing.
     pub fn leftovers(&self) -> Vec<String> {
-        let data = self.directory.path().join("data").canonicalize().unwrap();
+        let data = self.data.canonicalize().unwrap();
         let mut found = Vec::new();
         for entry in fs::read_dir(data.join("layers")).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
