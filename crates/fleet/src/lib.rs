@@ -21,5 +21,6 @@ pub mod inventory;
 pub mod moment;
 pub mod planner;
 pub mod policy;
+pub mod power;
 pub mod simulate;
 pub mod tariff;

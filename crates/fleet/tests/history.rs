@@ -1,5 +1,12 @@
 //! Decisions are kept for 30 days, and survive a restart.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at what it did not expect"
+)]
+
 mod support;
 
 use fleet::{

@@ -1,5 +1,12 @@
 //! What holds in every fleet, whatever is asked for: random fleets under every policy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at what it did not expect"
+)]
+
 mod support;
 
 use fleet::{

@@ -1,5 +1,12 @@
 //! What the planner does with fleets: who wakes, who sleeps, and that nothing is lost meanwhile.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at what it did not expect"
+)]
+
 mod support;
 
 use fleet::{

@@ -1,5 +1,12 @@
 //! For each reason a scenario in which it is given, and its counterfactual is tried out and holds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at what it did not expect"
+)]
+
 mod support;
 
 use fleet::{

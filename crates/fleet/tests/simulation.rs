@@ -1,6 +1,13 @@
 //! Simulated weeks: what ours needs beside an oracle that knows the future, and what that costs
 //! those who wait.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at what it did not expect"
+)]
+
 use fleet::{
     moment::{Moment, Span},
     policy::{Kind, Policy},

@@ -135,6 +135,8 @@ pub struct MachineEntry {
     pub power: Option<PowerEntry>,
     /// How it is switched if that fails.
     pub fallback: Option<PowerEntry>,
+    /// How its node is looked at: what a management controller says is not enough.
+    pub node: Option<NodeEntry>,
     /// What it has for workloads, if that differs from its group; so with all that follows.
     pub capacity: Option<Capacity>,
     /// Labels that workloads can ask for.
@@ -151,6 +153,17 @@ pub struct MachineEntry {
     pub resume: Option<Span>,
     /// How long it takes to switch off; a minute if left out.
     pub shutdown: Option<Span>,
+}
+
+/// How a machine's node is looked at.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeEntry {
+    /// Where something listens while the node is up: `HOST:PORT`.
+    pub address: String,
+    /// A command that ends with status 0 if the node carries no work. Without it, the node counts
+    /// as carrying work, and is not switched off.
+    pub idle: Option<Vec<String>>,
 }
 
 /// How a machine is switched.

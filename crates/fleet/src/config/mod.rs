@@ -5,7 +5,8 @@ mod file;
 mod place;
 mod secret;
 
-pub use file::{Capacity, File, GroupEntry, MachineEntry, Memory, PowerEntry, Traits};
+pub(crate) use check::parse_mac;
+pub use file::{Capacity, File, GroupEntry, MachineEntry, Memory, NodeEntry, PowerEntry, Traits};
 pub use secret::SecretSource;
 
 use crate::{

@@ -213,10 +213,8 @@ fn wait_for_completion(draft: &mut Draft<'_>, machine: MachineIndex) -> Option<D
     let moves = inventory.carried(machine).len();
     let later = gates::patience(draft, machine, moves);
     let draining = inventory.machine(machine).draining;
-    if !draining {
-        if let Some(decision) = gates::limit(draft, machine) {
-            return Some(decision);
-        }
+    if !draining && let Some(decision) = gates::limit(draft, machine) {
+        return Some(decision);
     }
     draft.memory.unneeded(machine, draft.situation.now);
     let reason = Reason::BlockedByOnCompletionPod { workload };

@@ -335,31 +335,31 @@ pub(crate) fn wake_minimum(draft: &mut Draft<'_>) {
 /// by waking others.
 pub(crate) fn fill_reserve(draft: &mut Draft<'_>, reserve: &Reserve) {
     let mut spare = reserve.spare(draft);
-    for at in 0..spare.len() {
+    for (at, spare) in spare.iter_mut().enumerate() {
         let wanted = reserve.wanted[at];
-        if covers(spare[at], wanted) {
+        if covers(*spare, wanted) {
             continue;
         }
         let group = GroupIndex(at as u32);
         let reason = Reason::HeldInReserve { reserve: wanted };
         for machine in waiting::draining(draft) {
-            if covers(spare[at], wanted) {
+            if covers(*spare, wanted) {
                 break;
             }
             if draft.inventory().machine(machine).group == group {
                 waiting::reopen(draft, machine, reason);
-                spare[at] = spare[at].plus(reserve.share(draft, machine));
+                *spare = spare.plus(reserve.share(draft, machine));
             }
         }
         for machine in preferred(draft, Some(group)) {
-            if covers(spare[at], wanted) || !draft.may_grow(group) {
+            if covers(*spare, wanted) || !draft.may_grow(group) {
                 break;
             }
             if draft.is_decided(machine) {
                 continue;
             }
             wake(draft, machine, reason);
-            spare[at] = spare[at].plus(reserve.share(draft, machine));
+            *spare = spare.plus(reserve.share(draft, machine));
         }
     }
 }

@@ -26,12 +26,13 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
             continue;
         }
         let since = *draft.memory.loaded_since[at].get_or_insert(now);
-        if now.since(since) >= limits(draft).debounce && draft.may_grow(group) {
-            if let Some(machine) = waking::preferred(draft, Some(group)).first() {
-                let reason = Reason::HeldInReserve { reserve: used };
-                waking::wake(draft, *machine, reason);
-                draft.memory.loaded_since[at] = Some(now);
-            }
+        if now.since(since) >= limits(draft).debounce
+            && draft.may_grow(group)
+            && let Some(machine) = waking::preferred(draft, Some(group)).first()
+        {
+            let reason = Reason::HeldInReserve { reserve: used };
+            waking::wake(draft, *machine, reason);
+            draft.memory.loaded_since[at] = Some(now);
         }
     }
     let mut candidates = super::candidates(draft);
