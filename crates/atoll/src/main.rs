@@ -13,6 +13,7 @@ mod commands;
 mod data_dir;
 mod doctor;
 mod failure;
+mod fleet;
 mod instance;
 mod progress;
 mod session;

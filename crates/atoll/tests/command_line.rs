@@ -54,6 +54,11 @@ fn help() {
         &["key", "rm"],
         &["node"],
         &["node", "ls"],
+        &["fleet"],
+        &["fleet", "simulate"],
+        &["fleet", "check"],
+        &["fleet", "power"],
+        &["fleet", "schema"],
         &["completions"],
         &["version"],
     ] {

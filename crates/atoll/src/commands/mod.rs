@@ -20,7 +20,7 @@ mod snapshot;
 mod template;
 mod version;
 
-use crate::up;
+use crate::{fleet, up};
 use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Doctor(doctor::Arguments),
     Key(key::Arguments),
     Node(node::Arguments),
+    Fleet(fleet::Arguments),
     Gc(gc::Arguments),
     Completions(completions::Arguments),
     #[command(hide = true)]
@@ -113,6 +114,7 @@ impl Command {
             Self::Doctor(arguments) => doctor::execute(arguments).await,
             Self::Key(arguments) => key::execute(arguments).await,
             Self::Node(arguments) => node::execute(arguments).await,
+            Self::Fleet(arguments) => fleet::execute(arguments).await,
             Self::Completions(arguments) => completions::execute(&arguments),
             Self::Man(arguments) => manual::execute(&arguments),
             Self::Version(arguments) => version::execute(&arguments),
