@@ -32,6 +32,9 @@ use tokio_stream::wrappers::WatchStream;
 /// How long a machine may take to boot.
 pub(crate) const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long it may take to prepare one, in which it boots where the driver can do that beforehand.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(180);
+
 /// How long it may take until its ready command succeeds.
 const READY_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -189,8 +192,13 @@ impl<'a> Template<'a> {
         self.parts.admission.has_room_for_a_state()?;
         let step = |step| progress.send_modify(|progress| progress.step = step);
         step("booting");
-        let preparer = self.parts.pool.preparer();
-        let prepared = preparer.prepare(&source.plan(self.resources)).await?;
+        let pool = &self.parts.pool;
+        let prepared = tokio::select! {
+            claimed = pool.claim(&source, self.resources, PREPARE_DEADLINE) => claimed?.prepared,
+            // The pool takes down what nobody waits for, before it closes.
+            () = self.parts.stopping.cancelled() => return Err(problems::stopping()),
+        };
+        let preparer = pool.preparer();
         let slot = prepared.slot().clone();
         let spec = self.spec(source.origin.clone())?;
         let machine = match prepared.start(spec).await {

@@ -164,6 +164,31 @@ async fn a_template_that_cannot_be_made_again_stays_as_it_was() {
     house.assert_empty();
 }
 
+#[tokio::test]
+async fn a_stop_while_a_template_is_made_again_leaves_nothing() {
+    // Booting, which is part of preparing, may take longer than stopping waits for other tasks.
+    futures::join!(stop_meanwhile(50, 10), stop_meanwhile(2200, 2));
+}
+
+async fn stop_meanwhile(prepare_milliseconds: u64, times: u64) {
+    let mut world = World::with_snapshots();
+    let inside = Arc::get_mut(&mut world).unwrap();
+    inside.prepare_time = Duration::from_millis(prepare_milliseconds);
+    inside.start_time = Duration::from_millis(50);
+    inside.save_time = Duration::from_millis(50);
+    let house = House::new(world);
+    let agent = house.agent_with_guests().await;
+    create(&agent, 1).await.unwrap();
+    agent.stop().await;
+    for step in 0..times {
+        house.world.change(upgrade);
+        let agent = house.agent_with_guests().await;
+        tokio::time::sleep(Duration::from_millis(20 * step)).await;
+        agent.stop().await;
+        house.assert_empty();
+    }
+}
+
 fn start_in(house: &House) -> impl Future<Output = Arc<Agent>> + Send + use<> {
     let options = house.options();
     async move {

@@ -128,3 +128,38 @@ pub const SERIAL_WAITING: &str = "atoll-guest: waiting";
 
 /// The line's beginning that says that the guest cannot start; the cause follows.
 pub const SERIAL_FAILED: &str = "atoll-guest: failed: ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guests that were saved are told this for years. What changes here may want another
+    /// [`GUEST_PROTOCOL`].
+    #[test]
+    fn guests_of_this_protocol_understand_what_they_are_told() {
+        let told = r#"{
+            "identity": {
+                "sandbox": "iclunode0000000000001",
+                "template": "00000000000000000000",
+                "access_token": "a",
+                "control_token": "c",
+                "environment": { "A": "1" },
+                "default_user": "user",
+                "working_directory": "",
+                "start_command": null,
+                "port": 49983
+            },
+            "host_name": "name",
+            "name_servers": ["192.0.2.1"],
+            "unix_time_ns": 1,
+            "entropy": "AA==",
+            "renew": true
+        }"#;
+        let claim: MachineClaim = serde_json::from_str(told).unwrap();
+        let now = serde_json::to_value(&claim).unwrap();
+        let then: serde_json::Value = serde_json::from_str(told).unwrap();
+        assert_eq!((GUEST_PROTOCOL, now), (1, then));
+        assert_eq!(IDENTITY_PATH, "/_atoll/identity");
+        assert_eq!(SETTLE_PATH, "/_atoll/settle");
+    }
+}

@@ -183,6 +183,7 @@ mod tests {
         insta::assert_snapshot!(arguments(&description(Begin::Boot { parameters })).join("\n"));
     }
 
+    /// If its devices are others, [`LAYOUT`] is to be raised.
     #[test]
     fn a_machine_that_is_resumed() {
         insta::assert_snapshot!(arguments(&description(Begin::Incoming)).join("\n"));
