@@ -150,7 +150,12 @@ fn usable(parts: &Parts, lease: Lease, resources: Resources) -> Result<Option<So
     let key = lease.key();
     let purpose = parts.states.about(key).map(|about| about.purpose);
     if purpose == Some(Purpose::Template) {
-        tracing::warn!("the {key} is made again: {}", problems::chain(&error));
+        if parts.driver.capabilities().memory_snapshot {
+            tracing::warn!("the {key} is made again: {}", problems::chain(&error));
+        } else {
+            tracing::info!("the {key} is of no use to this driver, and goes");
+            lease.doom();
+        }
         return Ok(None);
     }
     Err(refused(parts, &error))

@@ -243,6 +243,31 @@ fn killed_at_any_moment_a_template_is_there_once() {
     house.assert_empty();
 }
 
+fn move_all(old: &House, new: &House) {
+    for file in std::fs::read_dir(old.path()).unwrap() {
+        let path = file.unwrap().path();
+        let moved = new.path().join(path.file_name().unwrap());
+        std::fs::rename(path, moved).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn another_driver_starts_templates_without_what_it_cannot_resume() {
+    let old = House::new(World::with_snapshots());
+    let agent = old.agent_with_guests().await;
+    create(&agent, 1).await.unwrap();
+    agent.stop().await;
+    let new = House::new(World::new());
+    move_all(&old, &new);
+    assert!(is_whole(&new, &state(0)));
+    let agent = new.agent_with_guests().await;
+    create(&agent, 2).await.unwrap();
+    wait_for_states(&new, &[]).await;
+    create(&agent, 3).await.unwrap();
+    agent.stop().await;
+    new.assert_empty();
+}
+
 #[tokio::test]
 async fn a_data_directory_that_was_moved_holds_all_that_was_saved() {
     let old = House::new(World::with_snapshots());
@@ -254,11 +279,7 @@ async fn a_data_directory_that_was_moved_holds_all_that_was_saved() {
     agent.stop().await;
 
     let new = House::new(old.world.clone());
-    for file in std::fs::read_dir(old.path()).unwrap() {
-        let path = file.unwrap().path();
-        let moved = new.path().join(path.file_name().unwrap());
-        std::fs::rename(path, moved).unwrap();
-    }
+    move_all(&old, &new);
     let agent = new.agent_with_guests().await;
     // Its memory lies on the template's: that is known to be so where they are now.
     agent
