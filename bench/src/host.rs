@@ -90,7 +90,10 @@ pub(crate) fn guest_memory_of(pid: u32) -> Result<f64> {
             inside = words.last().is_some_and(|name| name.ends_with("/memory"));
             found |= inside;
         } else if inside && (first == "Private_Clean:" || first == "Private_Dirty:") {
-            sum += words.next().and_then(|number| number.parse().ok()).unwrap_or(0.0);
+            sum += words
+                .next()
+                .and_then(|number| number.parse().ok())
+                .unwrap_or(0.0);
         }
     }
     anyhow::ensure!(found, "process {pid} has no machine's memory");

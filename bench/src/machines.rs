@@ -85,7 +85,11 @@ pub(crate) async fn restore(program: &Path, data_dir: &Path, flags: &[String]) -
     let ours = Samples::new("restore to first command's result", "ms", cold);
     let warm = Samples::new("the same, from a prepared machine", "ms", warm);
     let boot = Samples::new("the same, from a cold boot", "ms", boots);
-    let peer = Samples::new("QEMU alone, same files, same guest, same command", "ms", alone);
+    let peer = Samples::new(
+        "QEMU alone, same files, same guest, same command",
+        "ms",
+        alone,
+    );
     let mut details = vec![
         Samples::new("  of it: create request", "ms", create),
         warm.clone(),
@@ -96,7 +100,8 @@ pub(crate) async fn restore(program: &Path, data_dir: &Path, flags: &[String]) -
     details.extend(steps);
     Ok(Outcome {
         scenario: "machine-restore",
-        command: "POST /v2/sandboxes with nothing prepared, then /bin/bash -l -c 'echo ok'".to_owned(),
+        command: "POST /v2/sandboxes with nothing prepared, then /bin/bash -l -c 'echo ok'"
+            .to_owned(),
         targets: vec![
             target("p50 ≤ 1.25 × QEMU alone", ours.p50 <= 1.25 * peer.p50),
             target("≥ 8 × faster than a cold boot", ours.p50 * 8.0 <= boot.p50),
@@ -182,13 +187,17 @@ pub(crate) async fn fork(atoll: &Atoll) -> Result<Outcome> {
     let (mut all, mut answered, mut disk) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..SAMPLES / 5 {
         let parent = client.create().await?;
-        client.run(&parent, "echo parent > /dev/shm/who; sync").await?;
+        client
+            .run(&parent, "echo parent > /dev/shm/who; sync")
+            .await?;
         atoll.settle().await?;
         let before = size_of_states(&atoll.data_dir)?;
         let began = Instant::now();
         let children = client.fork(&parent, CHILDREN).await?;
         all.push(milliseconds(began.elapsed()));
-        let asking = children.iter().map(|child| run_once(atoll, child, "cat /dev/shm/who"));
+        let asking = children
+            .iter()
+            .map(|child| run_once(atoll, child, "cat /dev/shm/who"));
         try_join_all(asking).await?;
         answered.push(milliseconds(began.elapsed()));
         let after = size_of_states(&atoll.data_dir)?;
@@ -209,7 +218,10 @@ pub(crate) async fn fork(atoll: &Atoll) -> Result<Outcome> {
         command: "POST /sandboxes/ID/fork with count 10, then a command in each".to_owned(),
         targets: vec![
             target("all have answered in 3 s", ours.max <= 3000.0),
-            target("the parent stands still for at most 150 ms", stood.max <= 150.0),
+            target(
+                "the parent stands still for at most 150 ms",
+                stood.max <= 150.0,
+            ),
             target("at most 2 MB on the disk for a child", disk.max <= 2.0),
         ],
         ours,
@@ -229,7 +241,10 @@ async fn run_once(atoll: &Atoll, sandbox: &Sandbox, command: &str) -> Result<()>
 /// What states and the disks of machines take, in bytes.
 fn size_of_states(data_dir: &Path) -> Result<u64> {
     let folders = ["states", "paused", "forks", "machines"];
-    folders.iter().map(|name| size_of(&data_dir.join(name))).sum()
+    folders
+        .iter()
+        .map(|name| size_of(&data_dir.join(name)))
+        .sum()
 }
 
 fn size_of(path: &Path) -> Result<u64> {

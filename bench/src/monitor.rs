@@ -87,7 +87,15 @@ impl Peer {
         ip(&["link", "set", tap, "address", HOST_MAC, "up"])?;
         ip(&["address", "add", HOST, "dev", tap])?;
         let neighbour = [
-            "neigh", "replace", GUEST, "lladdr", GUEST_MAC, "dev", tap, "nud", "permanent",
+            "neigh",
+            "replace",
+            GUEST,
+            "lladdr",
+            GUEST_MAC,
+            "dev",
+            tap,
+            "nud",
+            "permanent",
         ];
         ip(&neighbour)
     }
@@ -207,10 +215,13 @@ fn by_name(arguments: Vec<String>, memory: &Path) -> Vec<String> {
                 rest.next();
                 all.extend(["-incoming".into(), "fd:15".into()]);
             }
-            _ if argument.starts_with("tap,") => all.push(
-                "tap,id=net,ifname=TAP,script=no,downscript=no,vhost=off".to_owned(),
-            ),
-            _ => all.push(argument.replace("mem-path=/memory", &format!("mem-path={}", memory.display()))),
+            _ if argument.starts_with("tap,") => {
+                all.push("tap,id=net,ifname=TAP,script=no,downscript=no,vhost=off".to_owned())
+            }
+            _ => all.push(argument.replace(
+                "mem-path=/memory",
+                &format!("mem-path={}", memory.display()),
+            )),
         }
     }
     all

@@ -4,7 +4,7 @@ use crate::{
     create::driver_name,
     parts::Parts,
     problems,
-    states::{Lease, Purpose, StateKey},
+    states::{About, Lease, Purpose, StateKey},
     templates::{self, BOOT_DEADLINE},
 };
 use api::{ErrorCode, Problem, Resources, node::TemplateBuild};
@@ -18,13 +18,16 @@ pub(crate) struct Source {
     pub(crate) pin: Option<Box<dyn Any + Send + Sync>>,
     /// The build's state for which sandboxes may be prepared ahead; none if this is for once.
     pub(crate) shelf: Option<StateKey>,
+    /// Whose shell may be run in what is prepared ahead, as nothing else runs there.
+    pub(crate) shell_of: Option<String>,
 }
 
 impl Source {
     /// A build's state.
-    fn shelved(lease: Lease) -> Self {
+    fn shelved(parts: &Parts, lease: Lease) -> Self {
         Self {
             shelf: Some(lease.key().clone()),
+            shell_of: shell_of(parts, &lease),
             ..Self::once(lease)
         }
     }
@@ -36,6 +39,7 @@ impl Source {
             lease: Some(lease),
             pin: None,
             shelf: None,
+            shell_of: None,
         }
     }
 
@@ -102,9 +106,17 @@ pub(crate) async fn find(
                 "try again in a moment",
             )
         })??;
-        return Ok(Source::shelved(lease));
+        return Ok(Source::shelved(parts, lease));
     }
     fresh(parts, template).await
+}
+
+/// Whose shell may be run in a machine of this state before it is a sandbox: nobody's if something
+/// of a tenant's would run too.
+fn shell_of(parts: &Parts, lease: &Lease) -> Option<String> {
+    let About { build, purpose, .. } = parts.states.about(lease.key())?;
+    let quiet = purpose == Purpose::Template && build.start_command.is_none();
+    quiet.then_some(build.user)
 }
 
 /// A template's root and an empty writable layer.
@@ -122,6 +134,7 @@ pub(crate) async fn fresh(parts: &Parts, template: &TemplateBuild) -> Result<Sou
         lease: None,
         pin: Some(root.pin),
         shelf: None,
+        shell_of: None,
     })
 }
 
@@ -145,7 +158,7 @@ fn usable(parts: &Parts, lease: Lease, resources: Resources) -> Result<Option<So
         ));
     }
     let Err(error) = parts.driver.check(state) else {
-        return Ok(Some(Source::shelved(lease)));
+        return Ok(Some(Source::shelved(parts, lease)));
     };
     let key = lease.key();
     let purpose = parts.states.about(key).map(|about| about.purpose);

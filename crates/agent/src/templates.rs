@@ -304,6 +304,7 @@ impl<'a> Template<'a> {
         let options = SaveOptions {
             memory: true,
             goes_on: false,
+            lasts: true,
         };
         let directory = self.parts.states.directory(&key);
         match machine.save(&directory, options).await {

@@ -189,6 +189,14 @@ pub trait Prepared: Send + Sync {
     /// Whether it is still alive: a prepared sandbox can be lost while it waits.
     fn is_alive(&self) -> bool;
 
+    /// Does beforehand what its first command would wait for: the guest becomes somebody for a
+    /// moment, and runs a shell as `user`. Only for what waits in a pool, and only if nothing else
+    /// runs inside: it would run too. After a failure it is to be discarded.
+    async fn warm_up(&mut self, user: &str) -> Result<(), DriverError> {
+        let _ = user;
+        Ok(())
+    }
+
     /// Makes it somebody's; returns when the guest serves. On failure nothing is left.
     async fn start(self: Box<Self>, spec: StartSpec) -> Result<Box<dyn Machine>, DriverError>;
 

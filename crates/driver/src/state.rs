@@ -203,6 +203,9 @@ pub struct SaveOptions {
     pub memory: bool,
     /// Whether it goes on afterwards. If not, it stays stopped, to be destroyed.
     pub goes_on: bool,
+    /// Whether the state must outlive this run of the program: then all of it is written through to
+    /// the disk, with checksums.
+    pub lasts: bool,
 }
 
 impl SavedState {

@@ -302,6 +302,7 @@ async fn goes_on(machine: &dyn driver::Machine) -> String {
 const WITH_MEMORY: SaveOptions = SaveOptions {
     memory: true,
     goes_on: true,
+    lasts: true,
 };
 
 async fn a_saved_sandbox_goes_on_where_it_stood(world: World) {
@@ -311,6 +312,7 @@ async fn a_saved_sandbox_goes_on_where_it_stood(world: World) {
     let saved = world.directory.path().join("saved");
     let stays = SaveOptions {
         goes_on: false,
+        lasts: true,
         ..WITH_MEMORY
     };
     let state = machine.save(&saved, stays).await.unwrap();
@@ -336,6 +338,7 @@ async fn a_data_directory_may_be_moved(mut world: World) {
     let options = SaveOptions {
         memory: driver.capabilities().memory_snapshot,
         goes_on: false,
+        lasts: true,
     };
     for name in ["states/build", "paused/sandbox.1"] {
         let saved = world.data.join(name);
@@ -432,6 +435,7 @@ async fn a_state_without_memory_starts_anew(world: World) {
     let options = SaveOptions {
         memory: false,
         goes_on: true,
+        lasts: true,
     };
     let state = machine.save(&saved, options).await.unwrap();
     assert!(state.memory.is_none());

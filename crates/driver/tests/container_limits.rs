@@ -159,6 +159,7 @@ async fn creating_a_sandbox_starts_no_external_program() {
     let options = SaveOptions {
         memory: false,
         goes_on: true,
+        lasts: true,
     };
     let state = machine.save(&saved, options).await.unwrap();
     let prepared = driver.prepare(networks[2].clone(), &world.plan()).await;

@@ -24,11 +24,13 @@ fn keeper_process() {
 const GOES_ON: SaveOptions = SaveOptions {
     memory: false,
     goes_on: true,
+    lasts: true,
 };
 
 const STAYS: SaveOptions = SaveOptions {
     memory: false,
     goes_on: false,
+    lasts: true,
 };
 
 /// Not a test: what the `qemu` driver starts as a jail.
@@ -312,6 +314,7 @@ async fn what_cannot_be_saved_or_started_is_refused_in_words() {
     let memory = SaveOptions {
         memory: true,
         goes_on: true,
+        lasts: true,
     };
     match machine.save(&saved, memory).await {
         Err(DriverError::Unsupported { cause, remedy }) => {

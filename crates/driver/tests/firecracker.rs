@@ -39,6 +39,7 @@ use support::{World, network};
 const WITH_MEMORY: SaveOptions = SaveOptions {
     memory: true,
     goes_on: true,
+    lasts: true,
 };
 
 /// Not a test: what stands in for the jailer, and for Firecracker.
@@ -205,6 +206,7 @@ async fn a_state_without_memory_boots_with_its_disk() {
     let options = SaveOptions {
         memory: false,
         goes_on: false,
+        lasts: true,
     };
     let state = machine.save(&host.path("saved"), options).await.unwrap();
     assert_eq!(state.memory, None);
@@ -525,6 +527,7 @@ async fn a_machine_that_cannot_be_saved_goes_on() {
         let options = SaveOptions {
             memory: true,
             goes_on,
+            lasts: true,
         };
         let told = text(&failed(machine.save(&saved, options).await));
         assert!(told.contains("No space left"), "{told}");

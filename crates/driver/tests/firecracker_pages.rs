@@ -35,6 +35,7 @@ use support::{World, network, wait_for};
 const WITH_MEMORY: SaveOptions = SaveOptions {
     memory: true,
     goes_on: true,
+    lasts: true,
 };
 
 /// Not a test: what stands in for the jailer, and for Firecracker.

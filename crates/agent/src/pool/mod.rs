@@ -322,6 +322,7 @@ impl Pool {
             key,
             plan: shelf.plan.clone(),
             lease: shelf.lease.clone(),
+            shell_of: shelf.shell_of.clone(),
             pause,
         })
     }
@@ -333,9 +334,10 @@ impl Pool {
                 key,
                 plan,
                 lease,
+                shell_of,
                 pause,
             } = refill;
-            let result = pool.preparer.prepare(&plan).await;
+            let result = pool.preparer.prepare_warm(&plan, shell_of.as_deref()).await;
             let mut surplus = None;
             {
                 let mut state = pool.state();
@@ -430,6 +432,8 @@ struct Refill {
     key: Key,
     plan: Plan,
     lease: Option<Lease>,
+    /// Whose shell is run in it, if anybody's.
+    shell_of: Option<String>,
     /// How long to wait if it fails.
     pause: Duration,
 }

@@ -35,6 +35,22 @@ impl Preparer {
         }
     }
 
+    /// The same for one that will wait to be needed, in which the shell of `shell_of` is run first.
+    pub(crate) async fn prepare_warm(
+        &self,
+        plan: &Plan,
+        shell_of: Option<&str>,
+    ) -> Result<Box<dyn Prepared>, Problem> {
+        let mut prepared = self.prepare(plan).await?;
+        if let Some(user) = shell_of
+            && let Err(error) = prepared.warm_up(user).await
+        {
+            self.discard(prepared).await;
+            return Err(problems::from_driver(&error));
+        }
+        Ok(prepared)
+    }
+
     /// Takes a prepared sandbox down.
     pub(crate) async fn discard(&self, prepared: Box<dyn Prepared>) {
         let slot = prepared.slot().clone();

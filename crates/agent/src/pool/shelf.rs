@@ -56,6 +56,8 @@ pub(super) struct Shelf {
     pub(super) plan: Plan,
     /// Keeps what it is prepared from.
     pub(super) lease: Option<Lease>,
+    /// Whose shell is run in each, so that its first command need not wait for what that reads.
+    pub(super) shell_of: Option<String>,
     pub(super) hits: u64,
     pub(super) misses: u64,
 }
@@ -74,20 +76,22 @@ impl Shelf {
                 disk: Bytes(0),
             },
         };
-        Self::new(plan, None)
+        Self::new(plan, None, None)
     }
 
     pub(super) fn of(source: &Source, resources: Resources) -> Self {
-        Self::new(source.plan(resources), source.lease.clone())
+        let shell_of = source.shell_of.clone();
+        Self::new(source.plan(resources), source.lease.clone(), shell_of)
     }
 
-    fn new(plan: Plan, lease: Option<Lease>) -> Self {
+    fn new(plan: Plan, lease: Option<Lease>, shell_of: Option<String>) -> Self {
         Self {
             ready: VecDeque::new(),
             preparing: 0,
             demand: Demand::default(),
             plan,
             lease,
+            shell_of,
             hits: 0,
             misses: 0,
         }

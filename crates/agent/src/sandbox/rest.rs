@@ -145,6 +145,7 @@ impl Task {
         let options = SaveOptions {
             memory,
             goes_on: false,
+            lasts: true,
         };
         let directory = parts.states.directory(&key);
         let state = match self.attend(machine.save(&directory, options)).await {

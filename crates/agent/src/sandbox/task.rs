@@ -503,6 +503,8 @@ impl Task {
         let options = SaveOptions {
             memory,
             goes_on: true,
+            // What a fork starts from is of no use to the next run.
+            lasts: about.is_some(),
         };
         let (directory, machine) = (parts.states.directory(&key), started.machine.clone());
         let saving = async move { machine.save(&directory, options).await };

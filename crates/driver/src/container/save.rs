@@ -81,8 +81,10 @@ pub(super) async fn save(
                 true => stand.end().map(|()| None)?,
                 false => Some(stand),
             };
-            checksums::write(&directory)
-                .map_err(|error| full_or(error, format!("write {} through", disk.display())))?;
+            if options.lasts {
+                checksums::write(&directory)
+                    .map_err(|error| full_or(error, format!("write {} through", disk.display())))?;
+            }
             state.seal(&inner.options.data_directory)?;
             if let Some(stand) = stand {
                 stand.stay();

@@ -239,6 +239,8 @@ impl Vmm for Inner {
 
     const KIND: DriverKind = DriverKind::Firecracker;
     const DISK: &'static str = Jail::LAYER;
+    // Its machines are resumed when they become somebody's, and nothing is translated.
+    const WARMS_UP: bool = false;
 
     fn host(&self) -> &Arc<Host> {
         &self.host

@@ -76,7 +76,7 @@ pub(super) async fn save(
         stood_still: None,
     };
     let host = Arc::clone(&hold.inner.host);
-    blocking(move || seal(state, host.data_directory())).await
+    blocking(move || seal(state, options.lasts, host.data_directory())).await
 }
 
 /// Lets the guest write back its caches if they will not be saved with its memory, and give back
@@ -192,8 +192,12 @@ async fn note(hold: &Hold, notes: &Notes) -> Result<(), DriverError> {
 }
 
 /// A difference as large as half its base becomes a whole memory, so that what is saved of it next
-/// is small again. Then checksums, and all through to the disk.
-fn seal(mut state: SavedState, data_directory: &Path) -> Result<SavedState, DriverError> {
+/// is small again. Then, if it is to last, checksums, and all through to the disk.
+fn seal(
+    mut state: SavedState,
+    lasts: bool,
+    data_directory: &Path,
+) -> Result<SavedState, DriverError> {
     let full = |error| full_or(error, "write a state through to the disk");
     if let Some(memory) = &mut state.memory
         && let Some(base) = memory.base.clone()
@@ -202,7 +206,9 @@ fn seal(mut state: SavedState, data_directory: &Path) -> Result<SavedState, Driv
         memory::make_whole(&state.directory, &base).map_err(full)?;
         memory.base = None;
     }
-    checksums::write(&state.directory).map_err(full)?;
+    if lasts {
+        checksums::write(&state.directory).map_err(full)?;
+    }
     state.seal(data_directory)?;
     Ok(state)
 }

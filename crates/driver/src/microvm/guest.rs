@@ -9,6 +9,7 @@ use api::{
     Secret,
     boot::{IDENTITY_PATH, MachineClaim, SETTLE_PATH},
 };
+use base64::Engine;
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
     thread::{LinkNameSpaceType, move_into_link_name_space},
@@ -136,6 +137,52 @@ impl Guest {
         token: &Secret,
         body: &[u8],
     ) -> io::Result<Vec<u8>> {
+        let mut request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: guest\r\n{CONTROL_HEADER}: {}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            token.expose(),
+            body.len()
+        )
+        .into_bytes();
+        request.extend_from_slice(body);
+        self.send(&request).await
+    }
+
+    /// Runs a shell that does nothing, as a sandbox's user asks for one, and waits for its end. What
+    /// comes of it does not count.
+    pub(crate) async fn run_shell(
+        &self,
+        access_token: &Secret,
+        user: &str,
+        patience: Duration,
+    ) -> Result<(), DriverError> {
+        let message = serde_json::to_vec(&serde_json::json!({
+            "process": { "cmd": "/bin/bash", "args": ["-l", "-c", "true"] },
+            "stdin": false,
+        }));
+        let message = message.map_err(doing("ask for a shell"))?;
+        let credentials = base64::engine::general_purpose::STANDARD.encode(format!("{user}:"));
+        let mut request = format!(
+            "POST /process.Process/Start HTTP/1.1\r\nhost: guest\r\nx-access-token: {}\r\n\
+             authorization: Basic {credentials}\r\ncontent-type: application/connect+json\r\n\
+             connect-protocol-version: 1\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            access_token.expose(),
+            message.len() + 5
+        )
+        .into_bytes();
+        request.push(0);
+        request.extend((message.len() as u32).to_be_bytes());
+        request.extend(message);
+        let ran = tokio::time::timeout(patience, self.send(&request)).await;
+        match ran {
+            Ok(answer) => answer.map(drop).map_err(doing("run a shell")),
+            Err(_) => Err(DriverError::Guest(format!(
+                "a shell did not end within {patience:?}"
+            ))),
+        }
+    }
+
+    async fn send(&self, request: &[u8]) -> io::Result<Vec<u8>> {
         let spare = self
             .spare
             .lock()
@@ -149,15 +196,7 @@ impl Guest {
         let address = SocketAddr::from((machine::ADDRESS, api::envd::PORT));
         let mut stream = socket.connect(address).await?;
         stream.set_nodelay(true)?;
-        let mut request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: guest\r\n{CONTROL_HEADER}: {}\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-            token.expose(),
-            body.len()
-        )
-        .into_bytes();
-        request.extend_from_slice(body);
-        stream.write_all(&request).await?;
+        stream.write_all(request).await?;
         let mut answer = Vec::new();
         let mut limited = stream.take(LONGEST_ANSWER as u64);
         while limited.read_buf(&mut answer).await? > 0 {

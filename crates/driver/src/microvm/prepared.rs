@@ -1,6 +1,8 @@
 //! A machine that is nobody's yet.
 
-use super::{Held, Vmm, machine::RunningMachine, notes::Notes, random_bytes, unsupported};
+use super::{
+    Held, Vmm, machine::RunningMachine, notes::Notes, random_bytes, random_token, unsupported,
+};
 use crate::{
     DriverError, Machine, NetworkSlot, Prepared, StartSpec, blocking::blocking, doing,
     phases::Stopwatch,
@@ -11,10 +13,14 @@ use api::{
 };
 use base64::Engine;
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
+
+/// How long each step of warming up may take.
+const WARM_UP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A prepared machine. Dropping it ends it in the background.
 pub(super) struct PreparedMachine<V: Vmm> {
@@ -49,6 +55,18 @@ impl<V: Vmm> Prepared for PreparedMachine<V> {
             .is_some_and(|(hold, ..)| hold.is_alive())
     }
 
+    async fn warm_up(&mut self, user: &str) -> Result<(), DriverError> {
+        match &mut self.parts {
+            Some((hold, notes, phases)) if V::WARMS_UP && notes.base.is_some() => {
+                warm_up::<V>(hold, notes, user).await?;
+                phases.mark("warming up");
+                Ok(())
+            }
+            // It runs already, or gains nothing.
+            _ => Ok(()),
+        }
+    }
+
     async fn start(mut self: Box<Self>, spec: StartSpec) -> Result<Box<dyn Machine>, DriverError> {
         let Some((hold, mut notes, mut phases)) = self.parts.take() else {
             return Err(DriverError::Guest("it has been started already".into()));
@@ -80,6 +98,32 @@ impl<V: Vmm> Drop for PreparedMachine<V> {
             Held::end_in_background(hold);
         }
     }
+}
+
+/// Makes the guest somebody that nobody knows, runs a shell in it, and lets it stand still again.
+async fn warm_up<V: Vmm>(hold: &V::Hold, notes: &mut Notes, user: &str) -> Result<(), DriverError> {
+    let (access_token, control_token) = (random_token()?, random_token()?);
+    let odd = |error: api::id::ParseIdError| DriverError::Guest(error.to_string());
+    let identity = Identity {
+        sandbox: format!("i{}", "0".repeat(20)).parse().map_err(odd)?,
+        template: "0".repeat(20).parse().map_err(odd)?,
+        access_token: Some(access_token.clone()),
+        control_token: control_token.clone(),
+        environment: BTreeMap::new(),
+        default_user: user.to_owned(),
+        working_directory: String::new(),
+        start_command: None,
+        port: api::envd::PORT,
+    };
+    let claim = describe(identity, "prepared".into(), Vec::new(), true)?;
+    V::go_on(hold).await?;
+    let former = std::mem::replace(&mut notes.control_token, control_token);
+    hold.unless_ended(hold.guest.claim(&claim, &former, WARM_UP_PATIENCE))
+        .await?;
+    hold.unless_ended(hold.guest.run_shell(&access_token, user, WARM_UP_PATIENCE))
+        .await?;
+    V::stop(hold).await?;
+    hold.guest.provide().map_err(doing("enter a network"))
 }
 
 async fn start<V: Vmm>(

@@ -27,6 +27,10 @@ pub(crate) trait Vmm: Send + Sync + Sized + 'static {
     /// The writable disk in a machine's directory.
     const DISK: &'static str;
 
+    /// Whether a machine that was resumed gains by running for a moment before it is needed: what
+    /// it runs first must be translated, or read.
+    const WARMS_UP: bool;
+
     /// What it has on this host.
     fn host(&self) -> &Arc<Host>;
 

@@ -179,6 +179,7 @@ impl Vmm for Inner {
 
     const KIND: DriverKind = DriverKind::Qemu;
     const DISK: &'static str = "disk.img";
+    const WARMS_UP: bool = true;
 
     fn host(&self) -> &Arc<Host> {
         &self.host

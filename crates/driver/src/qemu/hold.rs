@@ -2,6 +2,7 @@
 
 use super::{
     driver::{Inner, PATIENCE},
+    full_disk,
     launch::{self, Launched},
     qmp::Qmp,
 };
@@ -16,7 +17,7 @@ use std::{ops::Deref, os::fd::OwnedFd, sync::Arc};
 /// What all machines have, and QEMU's protocol.
 pub(crate) struct Hold {
     pub(super) inner: Arc<Inner>,
-    pub(super) qmp: Qmp,
+    pub(super) qmp: Arc<Qmp>,
     held: Held,
 }
 
@@ -38,9 +39,11 @@ impl Hold {
     ) -> Result<Self, DriverError> {
         let directory = inner.directory_of(slot.number);
         let host = Arc::clone(&inner.host);
+        let qmp = Arc::new(launched.qmp);
+        full_disk::watch(&qmp, slot.number);
         Ok(Self {
             inner: Arc::clone(inner),
-            qmp: launched.qmp,
+            qmp,
             held: Held::of_launched(host, slot, launched.process, group, directory)?,
         })
     }
@@ -54,9 +57,11 @@ impl Hold {
     ) -> Result<Self, DriverError> {
         let directory = inner.directory_of(record.slot);
         let host = Arc::clone(&inner.host);
+        let qmp = Arc::new(Qmp::connect(&directory, launch::QMP, PATIENCE).await?);
+        full_disk::watch(&qmp, record.slot);
         Ok(Self {
             inner: Arc::clone(inner),
-            qmp: Qmp::connect(&directory, launch::QMP, PATIENCE).await?,
+            qmp,
             held: Held::of_adopted(host, record, process, directory, console)?,
         })
     }

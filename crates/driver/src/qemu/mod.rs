@@ -20,12 +20,14 @@
 //! | `launch`, [`jail`], `opener` | how QEMU is started and locked up |
 //! | `arguments`, `runtime`, `accelerator` | its command line, its files, how instructions run |
 //! | `qmp` | how QEMU is spoken to |
+//! | `full_disk` | what stopped for want of room goes on |
 //! | `save`, `restore`, `memory`, `checksums` | what is saved, and how it comes back |
 
 mod accelerator;
 mod arguments;
 pub(crate) mod checksums;
 mod driver;
+mod full_disk;
 mod hold;
 pub mod jail;
 mod launch;

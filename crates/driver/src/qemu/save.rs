@@ -90,8 +90,10 @@ pub(super) async fn save(
     };
     let inner = Arc::clone(&hold.inner);
     blocking(move || {
-        checksums::write(&state.directory)
-            .map_err(|error| full_or(error, "write a state through to the disk"))?;
+        if options.lasts {
+            checksums::write(&state.directory)
+                .map_err(|error| full_or(error, "write a state through to the disk"))?;
+        }
         state.seal(inner.host.data_directory())?;
         Ok(state)
     })

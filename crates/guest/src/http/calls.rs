@@ -76,8 +76,8 @@ async fn process_unary(
             unary(request.and_then(|request| service::update(guest, &request)))
         }
         "SendSignal" => {
-            let request = read_unary(request).await;
-            unary(request.and_then(|request| service::send_signal(guest, &request)))
+            let sent = async { service::send_signal(guest, read_unary(request).await?).await };
+            unary(sent.await)
         }
         _ => return None,
     })

@@ -73,7 +73,10 @@ async fn run_shell(guest: &Guest) {
         spawn(&program, streams).map_err(|error| error.source)?;
         // Its end closes the last descriptor of the pipe; the guest's loop reaps it.
         drop(output);
-        poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&SHELL_PATIENCE))?;
+        poll(
+            &mut [PollFd::new(&ended, PollFlags::IN)],
+            Some(&SHELL_PATIENCE),
+        )?;
         Ok(())
     });
     // A root file system without a shell is no failure.

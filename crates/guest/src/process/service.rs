@@ -35,6 +35,9 @@ use std::{
 /// Arguments and variables together may not be longer.
 const SIZE_LIMIT: usize = 2 << 20;
 
+/// How long the answer to a kill waits for the end.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
 /// `Start`: the process is in the table and supervised when this returns.
 pub fn start(
     guest: &Rc<Guest>,
@@ -276,8 +279,9 @@ pub fn update(guest: &Guest, request: &UpdateRequest) -> Result<Empty, ConnectEr
     Ok(Empty {})
 }
 
-/// `SendSignal`.
-pub fn send_signal(guest: &Guest, request: &SendSignalRequest) -> Result<Empty, ConnectError> {
+/// `SendSignal`. One that kills is answered when the process is gone, if that is soon: whoever asks
+/// next finds it gone.
+pub async fn send_signal(guest: &Guest, request: SendSignalRequest) -> Result<Empty, ConnectError> {
     let process = guest.processes.find(&request.process)?;
     let signal = match request.signal {
         Signal::Sigkill => rustix::process::Signal::KILL,
@@ -289,5 +293,9 @@ pub fn send_signal(guest: &Guest, request: &SendSignalRequest) -> Result<Empty, 
     process
         .signal(signal)
         .map_err(|error| ConnectError::internal(format!("error sending signal: {error}")))?;
+    if signal == rustix::process::Signal::KILL {
+        let gone = guest.processes.wait_for(&process);
+        let _ = tokio::time::timeout(KILL_PATIENCE, gone).await;
+    }
     Ok(Empty {})
 }

@@ -35,6 +35,8 @@ pub struct Table {
     forgetting: Cell<bool>,
     bound: Rc<Cell<usize>>,
     logs: Rc<Logs>,
+    /// Woken when a process leaves those that run.
+    retired: tokio::sync::Notify,
 }
 
 impl Table {
@@ -47,6 +49,7 @@ impl Table {
             forgetting: Cell::new(false),
             bound,
             logs,
+            retired: tokio::sync::Notify::new(),
         }
     }
 
@@ -90,6 +93,18 @@ impl Table {
         }
     }
 
+    /// Returns when a process is not among those that run any more.
+    pub async fn wait_for(&self, process: &Rc<Process>) {
+        loop {
+            let retired = self.retired.notified();
+            let runs = self.running.borrow().get(&process.pid).cloned();
+            if !runs.is_some_and(|known| Rc::ptr_eq(&known, process)) {
+                return;
+            }
+            retired.await;
+        }
+    }
+
     /// Moves a process to those that have ended.
     pub fn retire(self: &Rc<Self>, process: &Rc<Process>) {
         let mut running = self.running.borrow_mut();
@@ -101,6 +116,7 @@ impl Table {
             running.remove(&process.pid);
         }
         drop(running);
+        self.retired.notify_waiters();
         let mut ended = self.ended.borrow_mut();
         ended.push_back((Instant::now() + RETENTION, Rc::clone(process)));
         while ended.len() > ENDED_LIMIT {
