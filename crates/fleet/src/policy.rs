@@ -103,6 +103,9 @@ pub struct Policy {
     pub reserve_quantile: f64,
     /// Room that is held ready in every group that has work, as a share of what is in use.
     pub reserve_share: f64,
+    /// What is held ready for a forecast is never more than this share of what is in use: where
+    /// demand comes in bursts, nothing that could be held ready would be enough.
+    pub reserve_most: f64,
     /// How likely it may be that wake-ups which somebody waits for come too late, before one more
     /// machine is woken to be safe.
     pub late_chance: f64,
@@ -136,9 +139,10 @@ impl Default for Policy {
             cooldown_after_wake: Span::ZERO,
             unready_after: Span::minutes(20),
             scale_down_unready: true,
-            recheck: Span::minutes(5),
-            reserve_quantile: 0.6,
+            recheck: Span::minutes(1),
+            reserve_quantile: 0.9,
             reserve_share: 0.0,
+            reserve_most: 0.05,
             late_chance: 0.05,
             move_watt_hours: 1.0,
             wear_watt_hours: 5.0,

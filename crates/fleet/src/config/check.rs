@@ -75,6 +75,7 @@ fn check_policy(findings: &mut Findings<'_>, file: &File) {
     let shares = [
         ("reserve_quantile", policy.reserve_quantile, 1.0),
         ("reserve_share", policy.reserve_share, 10.0),
+        ("reserve_most", policy.reserve_most, 10.0),
         ("late_chance", policy.late_chance, 1.0),
         ("move_watt_hours", policy.move_watt_hours, 1e6),
         ("wear_watt_hours", policy.wear_watt_hours, 1e6),

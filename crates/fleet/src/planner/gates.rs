@@ -151,12 +151,8 @@ pub(crate) fn limit(draft: &Draft<'_>, machine: MachineIndex) -> Option<Decision
     None
 }
 
-/// The workload that must not move now, as too many members of its set are missing already, with
-/// how many would have to be allowed to.
-pub(crate) fn budget(
-    draft: &Draft<'_>,
-    machine: MachineIndex,
-) -> Option<(WorkloadIndex, Decision)> {
+/// What forbids to move a machine's workloads now: too many members of a set are missing already.
+pub(crate) fn budget(draft: &Draft<'_>, machine: MachineIndex) -> Option<Decision> {
     let inventory = draft.inventory();
     for index in inventory.carried(machine) {
         let Some(workload) = inventory.workload(*index) else {
@@ -187,7 +183,7 @@ pub(crate) fn budget(
             };
             let later = patience(draft, machine, inventory.carried(machine).len());
             let would = Would::if_only(Change::Disruptions { set, members }, later);
-            return Some((*index, Decision::keep(reason).unless(would)));
+            return Some(Decision::keep(reason).unless(would));
         }
     }
     None

@@ -65,7 +65,8 @@ impl Reserve {
                     let group = GroupIndex(at as u32);
                     forecast.growth(group, draft.situation.now, ahead, policy.reserve_quantile)
                 });
-                growth.max(used[at].scaled(policy.reserve_share))
+                let most = used[at].scaled(policy.reserve_most);
+                growth.min(most).max(used[at].scaled(policy.reserve_share))
             })
             .collect();
         Self {

@@ -252,7 +252,7 @@ fn empty(
         draft.memory.needed(machine);
         return not_worth_it(draft, machine, carried, worth, horizon);
     }
-    if let Some((_, decision)) = gates::budget(draft, machine) {
+    if let Some(decision) = gates::budget(draft, machine) {
         draft.memory.needed(machine);
         return decision;
     }
@@ -400,8 +400,18 @@ fn settle(
     let tier = (!draining).then_some(Tier::On);
     let debounce = draft.policy().debounce;
     let pays = worth.pays_from();
+    if let Some(decision) = gates::limit(draft, machine) {
+        draft.rooms.undo(machine, &moves);
+        reopen(draft, machine, tier);
+        attempt.spare = reserve.spare(draft);
+        return decision;
+    }
     attempt.saved += worth.saved(draft.policy().horizon) - worth.cost;
     draft.rooms.close(machine);
+    if (idle < pays || unneeded < debounce) && !draining {
+        // It will go: those that are looked at later may have to stay instead.
+        draft.count_closed(machine);
+    }
     if idle < pays {
         let would = Would::wait(pays.max(debounce).minus(unneeded));
         let reason = match expected {
@@ -419,12 +429,6 @@ fn settle(
             needed: debounce,
         };
         return Decision::keep(reason).unless(Would::wait(debounce.minus(unneeded)));
-    }
-    if let Some(decision) = gates::limit(draft, machine) {
-        draft.rooms.undo(machine, &moves);
-        reopen(draft, machine, tier);
-        attempt.spare = reserve.spare(draft);
-        return decision;
     }
     draft.count_retired(machine);
     if moves.is_empty() {

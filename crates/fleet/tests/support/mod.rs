@@ -66,7 +66,10 @@ impl Fixture {
         }
         Self {
             inventory,
-            policy: Policy::default(),
+            policy: Policy {
+                reserve_most: 10.0,
+                ..Policy::default()
+            },
             forecast: None,
             memory: Memory::default(),
             now: Moment(1_000_000),

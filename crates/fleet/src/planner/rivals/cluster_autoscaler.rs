@@ -48,6 +48,10 @@ fn consider(draft: &mut Draft<'_>, machine: MachineIndex, empty: &mut usize, dra
         draft.decide(machine, Decision::keep(reason).unless(would));
         return;
     }
+    if let Some(decision) = gates::budget(draft, machine) {
+        draft.decide(machine, decision);
+        return;
+    }
     let moves = match draft.rooms.empty(machine) {
         Ok(moves) => moves,
         Err(workload) => {

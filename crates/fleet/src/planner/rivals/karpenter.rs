@@ -57,6 +57,10 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
     let (chosen, rest) = movable.split_at(most);
     let count = most_that_fit(draft, chosen);
     for machine in &chosen[..count] {
+        if let Some(decision) = gates::budget(draft, *machine) {
+            draft.decide(*machine, decision);
+            continue;
+        }
         match draft.rooms.empty(*machine) {
             Ok(moves) => match gates::limit(draft, *machine) {
                 None => super::sleep(draft, *machine, &moves),

@@ -80,6 +80,10 @@ fn consider(draft: &mut Draft<'_>, machine: MachineIndex, gone: bool) -> bool {
         draft.decide(machine, Decision::keep(reason).unless(would));
         return false;
     }
+    if let Some(decision) = gates::budget(draft, machine) {
+        draft.decide(machine, decision);
+        return false;
+    }
     let group = draft.inventory().machine(machine).group;
     let (used, capacity) = awake(draft, group);
     let left = capacity.minus(draft.inventory().machine(machine).capacity);
