@@ -187,17 +187,13 @@ pub(crate) async fn fork(atoll: &Atoll) -> Result<Outcome> {
     let (mut all, mut answered, mut disk) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..SAMPLES / 5 {
         let parent = client.create().await?;
-        client
-            .run(&parent, "echo parent > /dev/shm/who; sync")
-            .await?;
+        client.run(&parent, COMMAND).await?;
         atoll.settle().await?;
         let before = size_of_states(&atoll.data_dir)?;
         let began = Instant::now();
         let children = client.fork(&parent, CHILDREN).await?;
         all.push(milliseconds(began.elapsed()));
-        let asking = children
-            .iter()
-            .map(|child| run_once(atoll, child, "cat /dev/shm/who"));
+        let asking = children.iter().map(|child| run_once(atoll, child, COMMAND));
         try_join_all(asking).await?;
         answered.push(milliseconds(began.elapsed()));
         let after = size_of_states(&atoll.data_dir)?;

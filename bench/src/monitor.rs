@@ -199,7 +199,8 @@ fn template_state(data_dir: &Path) -> Result<(PathBuf, PathBuf, String)> {
     let root = field(&about["root"]["disk"]).context("the state names no disk")?;
     let control =
         field(&about["memory"]["control_token"]).context("the state has no control token")?;
-    Ok((root.into(), found, control))
+    // Paths in the data directory are relative to it.
+    Ok((data_dir.join(root), found, control))
 }
 
 /// The command line with files by name where Atoll hands descriptors over, and without waiting for
