@@ -109,21 +109,31 @@ pub struct Comparison {
     pub bound_kwh: f64,
 }
 
-/// Runs the trace under each policy, and beside them an oracle.
+/// Runs the trace under each policy, each on a thread of its own, and beside them an oracle.
 pub fn compare(
     inventory: &Inventory,
     trace: &Trace,
     policies: &[Policy],
     options: Options,
 ) -> Comparison {
-    let mut rows: Vec<Row> = policies
-        .iter()
-        .map(|policy| simulate(inventory, trace, policy, options))
-        .collect();
     let tariff = policies.first().map(|policy| policy.tariff.clone());
-    let (row, bound_kwh) = oracle(inventory, trace, &tariff.unwrap_or_default(), options);
-    rows.push(row);
-    Comparison { rows, bound_kwh }
+    let tariff = tariff.unwrap_or_default();
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = policies
+            .iter()
+            .map(|policy| scope.spawn(move || simulate(inventory, trace, policy, options)))
+            .collect();
+        let (row, bound_kwh) = oracle(inventory, trace, &tariff, options);
+        let mut rows = Vec::with_capacity(policies.len() + 1);
+        for run in runs {
+            match run.join() {
+                Ok(row) => rows.push(row),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        rows.push(row);
+        Comparison { rows, bound_kwh }
+    })
 }
 
 impl Comparison {
