@@ -101,8 +101,14 @@ folder = "{}"
     let power = |action: &str| {
         let journal = here.join("journal.sqlite");
         fleet(&[
-            "power", "m1", action, "--config", path.to_str().unwrap(), "--journal",
-            journal.to_str().unwrap(), "--json",
+            "power",
+            "m1",
+            action,
+            "--config",
+            path.to_str().unwrap(),
+            "--journal",
+            journal.to_str().unwrap(),
+            "--json",
         ])
     };
     let on = power("on");
@@ -110,7 +116,10 @@ folder = "{}"
     // Nothing says that its node is idle, so it is left on.
     let off = power("off");
     assert_eq!(off.status.code(), Some(1), "{off:?}");
-    assert_eq!(String::from_utf8(off.stdout).unwrap().trim(), "\"carries_work\"");
+    assert_eq!(
+        String::from_utf8(off.stdout).unwrap().trim(),
+        "\"carries_work\""
+    );
     assert_eq!(std::fs::read_to_string(here.join("state")).unwrap(), "on");
     let status: serde_json::Value = serde_json::from_slice(&power("status").stdout).unwrap();
     assert_eq!(status["controllers"][0]["says"], "on");

@@ -100,7 +100,10 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         .ok_or_else(|| {
             let names: Vec<&str> = found.take(10).map(|one| one.name.as_str()).collect();
             Failure::new(
-                format!("there is no machine `{}`", style::harmless(&arguments.machine)),
+                format!(
+                    "there is no machine `{}`",
+                    style::harmless(&arguments.machine)
+                ),
                 format!("the first of those that there are: {}", names.join(", ")),
             )
         })?;
@@ -194,7 +197,9 @@ async fn show(machine: &Switchable, journal: &Journal, json: bool) -> anyhow::Re
         table.row([one.driver.to_owned(), one.says]);
     }
     if let Some(last) = status.last {
-        let end = last.outcome.map_or("under way", |one| words(last.wanted, one));
+        let end = last
+            .outcome
+            .map_or("under way", |one| words(last.wanted, one));
         table.row(["last action".to_owned(), end.to_owned()]);
     }
     table.print()?;
@@ -212,5 +217,7 @@ fn words(wanted: Wanted, outcome: Outcome) -> &'static str {
 }
 
 fn now() -> anyhow::Result<Moment> {
-    Ok(Moment(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs()))
+    Ok(Moment(
+        SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+    ))
 }
