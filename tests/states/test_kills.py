@@ -101,6 +101,15 @@ class World:
         assert status == 200, f"{name} is unknown: {status} {body}"
         return body["state"]
 
+    def lasting_state(self, name):
+        passing = {"starting", "pausing", "resuming", "stopping"}
+
+        def lasting():
+            state = self.state(name)
+            return state if state["state"] not in passing else None
+
+        return wait_until(lasting, 60, f"{name} is in a state that lasts")
+
     def box(self):
         """A sandbox that runs, with a mark in its memory and on its disk."""
         box = Sandbox.create(timeout=3600, **self.options())
@@ -230,7 +239,7 @@ def check(world, about, target, victim):
         is_target = target is not None and name == target.sandbox_id
         if name in world.paused and not is_target:
             continue
-        state = world.state(name)
+        state = world.lasting_state(name)
         if state["state"] == "ended":
             lost += 1
             assert state["reason"]["kind"], f"{about}: {name} ended without a reason"
@@ -241,8 +250,9 @@ def check(world, about, target, victim):
         try:
             whole = world.is_whole(name, mark)
         except Exception as error:
-            if victim == "first process":
-                # It had its last moments still before it.
+            if victim in ("first process", "monitor"):
+                # It had its last moments still before it, or nobody had noticed its end.
+                lost += 1
                 wait_until(lambda: world.state(name)["state"] == "ended", 15, f"{about}: {name} ends: {error!r}")
                 world.running.pop(name, None)
                 world.paused.pop(name, None)
