@@ -37,6 +37,9 @@ class Disk:
     def __init__(self, path):
         self.path, self.image = path, path + ".img"
         self.ballast = os.path.join(path, "ballast")
+        if os.path.ismount(path):
+            # A run that was broken off left it.
+            subprocess.run(["umount", "--lazy", path], check=True)
         os.makedirs(path, exist_ok=True)
         with open(self.image, "wb") as file:
             file.truncate(DISK_SIZE)
