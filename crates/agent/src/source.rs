@@ -115,8 +115,12 @@ pub(crate) async fn find(
 /// of a tenant's would run too.
 fn shell_of(parts: &Parts, lease: &Lease) -> Option<String> {
     let About { build, purpose, .. } = parts.states.about(lease.key())?;
-    let quiet = purpose == Purpose::Template && build.start_command.is_none();
-    quiet.then_some(build.user)
+    is_quiet(purpose, build.start_command.as_deref()).then_some(build.user)
+}
+
+/// Whether nothing but the guest runs in a state's memory.
+fn is_quiet(purpose: Purpose, start_command: Option<&str>) -> bool {
+    purpose == Purpose::Template && start_command.is_none_or(str::is_empty)
 }
 
 /// A template's root and an empty writable layer.
@@ -185,4 +189,16 @@ pub(crate) fn refused(parts: &Parts, error: &driver::DriverError) -> Problem {
         ),
         "resume it where it was saved, on a host with the same processor and the same versions",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_tenant_runs_is_not_quiet() {
+        assert!(is_quiet(Purpose::Template, None));
+        assert!(!is_quiet(Purpose::Template, Some("serve")));
+        assert!(!is_quiet(Purpose::Snapshot, None));
+    }
 }

@@ -481,3 +481,23 @@ async fn a_template_is_started_once_and_kept_ready() {
     agent.stop().await;
     house.assert_empty();
 }
+
+/// A shell is run beforehand in what waits for a template's sandboxes.
+#[tokio::test]
+async fn what_waits_for_a_template_is_warmed_up() {
+    let house = House::new(World::with_snapshots());
+    let agent = agent_of(&house).await;
+    create(&agent, 1).await.unwrap();
+    let warm = || {
+        let events = house.world.events();
+        let mut warm = events
+            .into_iter()
+            .filter(|event| event.starts_with("warm "));
+        warm.next()
+    };
+    wait_for("one to be warmed up", || warm().is_some()).await;
+    assert!(warm().is_some_and(|event| event.ends_with(" as user")));
+    agent.kill(&id(1), EndReason::Killed).await.unwrap();
+    agent.stop().await;
+    house.assert_empty();
+}

@@ -4,7 +4,7 @@
 
 mod support;
 
-use driver::{DriverError, DriverKind, Exit, SaveOptions, SavedState};
+use driver::{DriverError, DriverKind, Exit, Origin, Plan, SaveOptions, SavedState};
 use std::{fs, sync::Arc, time::Duration};
 use support::{World, guest, is_healthy, report, wait_for};
 
@@ -67,6 +67,7 @@ conformance! {
         a_saved_sandbox_goes_on_where_it_stood,
         what_differs_is_saved_again_and_again,
         one_state_becomes_many,
+        what_was_warmed_up_becomes_a_sandbox,
         a_state_without_memory_starts_anew,
         what_cannot_be_resumed_is_refused,
         a_frozen_sandbox_stands_still;
@@ -84,6 +85,7 @@ conformance! {
         a_saved_sandbox_goes_on_where_it_stood,
         what_differs_is_saved_again_and_again,
         one_state_becomes_many,
+        what_was_warmed_up_becomes_a_sandbox,
         a_state_without_memory_starts_anew,
         what_cannot_be_resumed_is_refused,
         a_frozen_sandbox_stands_still;
@@ -423,6 +425,48 @@ async fn one_state_becomes_many(world: World) {
     }
     assert_eq!(goes_on(&*parent).await, same);
     parent.destroy().await.unwrap();
+    driver.shutdown().await;
+    assert_eq!(world.leftovers(), [""; 0]);
+}
+
+async fn what_was_warmed_up_becomes_a_sandbox(world: World) {
+    let driver = world.driver();
+    let first = world.start(&*driver, "").await;
+    let saved = world.directory.path().join("saved");
+    let state = Arc::new(first.save(&saved, WITH_MEMORY).await.unwrap());
+    first.destroy().await.unwrap();
+    let plan = Plan {
+        origin: Origin::Saved(Arc::clone(&state)),
+        resources: state.resources,
+    };
+    let mut prepared = driver.prepare(world.network(), &plan).await.unwrap();
+    prepared.warm_up("root").await.unwrap();
+    assert!(prepared.is_alive());
+    let mut spec = world.spec("cat /etc/hostname > /only");
+    spec.origin = plan.origin;
+    spec.resources = plan.resources;
+    spec.host_name = "somebody".into();
+    let machine = prepared.start(spec).await.unwrap();
+    assert!(is_healthy(&*machine));
+    wait_for("its name", || {
+        guest::read(&*machine, "/only").is_some_and(|name| name == "somebody\n")
+    })
+    .await;
+    machine.destroy().await.unwrap();
+
+    // One that is not needed after all.
+    let mut prepared = driver
+        .prepare(
+            world.network(),
+            &Plan {
+                origin: Origin::Saved(Arc::clone(&state)),
+                resources: state.resources,
+            },
+        )
+        .await
+        .unwrap();
+    prepared.warm_up("root").await.unwrap();
+    prepared.discard().await;
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);
 }

@@ -145,6 +145,12 @@ impl Prepared for SimulatedPrepared {
         self.world.contents().prepared.contains(&self.slot.number)
     }
 
+    async fn warm_up(&mut self, user: &str) -> Result<(), DriverError> {
+        let event = format!("warm {} as {user}", self.slot.number);
+        World::note(&mut self.world.contents(), event);
+        Ok(())
+    }
+
     async fn start(mut self: Box<Self>, spec: StartSpec) -> Result<Box<dyn Machine>, DriverError> {
         let slot = self.slot.number;
         // Dropped halfway, it leaves the machine behind, as a real one would stay.
