@@ -227,6 +227,9 @@ fn killed_at_any_moment_no_sandbox_is_lost() {
                     loop {
                         let _ = agent.pause(&id(number), true).await;
                         let _ = agent.resume(&id(number), HOUR).await;
+                        // Once the runtime is on its way down both fail at once, and a loop that
+                        // never yields would go on for ever, and take the processor from all else.
+                        tokio::task::yield_now().await;
                     }
                 });
             }
