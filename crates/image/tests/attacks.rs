@@ -277,6 +277,25 @@ fn whiteouts_and_entries_of_one_layer_meet_in_any_order() {
 }
 
 #[test]
+fn what_hides_a_link_of_a_lower_layer_ends_what_went_through_it() {
+    let lower = Place::new();
+    lower.unpack(Archive::new().symlink("d", "..")).unwrap();
+    let check = |archive: Archive, expected: &str| {
+        let place = Place::new();
+        place.unpack_over(archive, &[lower.root()]).unwrap();
+        assert_eq!(names(&place.root()), expected);
+    };
+    // Each has a first entry that goes through the link and hides it, and a second that finds it
+    // hidden.
+    let opaque = Archive::new().file("d/.wh..wh..opq", b"");
+    check(opaque.file("d/x", b""), "d d/x");
+    let gone = Archive::new().file("d/.wh.d", b"");
+    check(gone.file("d/x", b""), "d d/x");
+    let replaced = Archive::new().directory("d/d");
+    check(replaced.directory("d/x"), "d d/x");
+}
+
+#[test]
 fn directories_that_a_layer_leaves_out_are_those_below() {
     let lower = Place::new();
     let archive = Archive::new()

@@ -447,12 +447,7 @@ fn clear<'a>(tree: &'a mut Tree, parent: &Path, name: &OsStr) -> Result<&'a Plac
             remove_tree(&place.directory, name)?;
             tree.forget();
         }
-        Some(stat) => {
-            rustix::fs::unlinkat(&place.directory, name, AtFlags::empty())?;
-            if kind(&stat) == FileType::Symlink {
-                tree.forget();
-            }
-        }
+        Some(_) => rustix::fs::unlinkat(&place.directory, name, AtFlags::empty())?,
     }
     tree.current()
 }

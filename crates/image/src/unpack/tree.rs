@@ -179,8 +179,8 @@ impl Tree {
         })
     }
 
-    /// Must be called when a directory or a symbolic link was replaced or removed: the next
-    /// [`Self::parent`] looks anew.
+    /// Must be called when a directory was replaced or removed: the next [`Self::parent`] looks
+    /// anew.
     pub fn forget(&mut self) {
         self.stale = true;
     }
@@ -202,8 +202,10 @@ impl Tree {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => self.walk(path, true)?,
                 Err(error) => return Err(error.into()),
             };
+            // Whatever is put somewhere may hide a symbolic link of the layers below or take the
+            // place of one here, so a place that was reached through one is looked up each time.
+            self.stale = place.path != path;
             self.cached = Some((path.to_owned(), place));
-            self.stale = false;
         }
         self.current()
     }
