@@ -1,6 +1,6 @@
 //! What is removed although nobody asked for it by name, and why the rest is kept.
 
-use super::{StateKey, States, store::above};
+use super::{StateKey, States, store::carried};
 use api::{BuildId, Bytes, node::Garbage};
 use jiff::Timestamp;
 use std::{collections::BTreeSet, time::Duration};
@@ -16,7 +16,9 @@ impl States {
         let mut unwanted = Vec::new();
         {
             let entries = self.entries();
+            let carried = carried(&entries);
             for (key, entry) in entries.iter() {
+                let above = carried.get(&*entry.state.directory);
                 let made_at = entry.about.as_ref().map(|about| about.made_at);
                 let young =
                     made_at.is_some_and(|made_at| crate::clock::until(made_at, now) < YOUNG);
@@ -25,7 +27,7 @@ impl States {
                     _ => !entry.doomed,
                 };
                 let goes = !named && !young;
-                let reason = match (above(&entries, key), entry.users) {
+                let reason = match (above, entry.users) {
                     (_, users) if users > 0 && !named => {
                         format!("nothing names it, but {users} sandboxes use it")
                     }
@@ -41,7 +43,7 @@ impl States {
                         StateKey::Fork(_) => "children are started from it".into(),
                     },
                 };
-                let removed = goes && entry.users == 0 && above(&entries, key).is_none();
+                let removed = goes && entry.users == 0 && above.is_none();
                 if goes {
                     unwanted.push(key.clone());
                 }
@@ -67,14 +69,11 @@ impl States {
     pub(crate) fn evict(&self, wanted: u64) -> Vec<(StateKey, u64)> {
         let mut caches: Vec<(Timestamp, StateKey, u64)> = {
             let entries = self.entries();
+            let carried = carried(&entries);
             entries
                 .iter()
-                .filter(|(key, entry)| {
-                    entry.is_cache()
-                        && !entry.doomed
-                        && entry.users == 0
-                        && above(&entries, key).is_none()
-                })
+                .filter(|(_, entry)| entry.is_cache() && !entry.doomed && entry.users == 0)
+                .filter(|(_, entry)| !carried.contains_key(&*entry.state.directory))
                 .map(|(key, entry)| (entry.used_at, key.clone(), entry.size))
                 .collect()
         };

@@ -323,11 +323,12 @@ impl States {
         {
             let mut entries = self.entries();
             loop {
-                let free: Vec<StateKey> = entries
+                let carried = carried(&entries);
+                let unused = entries
                     .iter()
-                    .filter(|(key, entry)| {
-                        entry.doomed && entry.users == 0 && above(&entries, key).is_none()
-                    })
+                    .filter(|(_, entry)| entry.doomed && entry.users == 0);
+                let free: Vec<StateKey> = unused
+                    .filter(|(_, entry)| !carried.contains_key(&*entry.state.directory))
                     .map(|(key, _)| key.clone())
                     .collect();
                 if free.is_empty() {
@@ -354,16 +355,13 @@ impl States {
     }
 }
 
-/// A state whose memory lies on that of `key`.
-pub(super) fn above(entries: &HashMap<StateKey, Entry>, key: &StateKey) -> Option<StateKey> {
-    let directory = &entries.get(key)?.state.directory;
-    entries
-        .iter()
-        .find(|(_, entry)| {
-            let memory = entry.state.memory.as_ref();
-            memory.and_then(|memory| memory.base.as_ref()) == Some(directory)
-        })
-        .map(|(key, _)| key.clone())
+/// The directories of states that the memory of others lies on, each with one of these.
+pub(super) fn carried(entries: &HashMap<StateKey, Entry>) -> HashMap<&Path, &StateKey> {
+    let lies_on = |(key, entry)| -> Option<(&Path, &StateKey)> {
+        let entry: &Entry = entry;
+        Some((entry.state.memory.as_ref()?.base.as_deref()?, key))
+    };
+    entries.iter().filter_map(lies_on).collect()
 }
 
 fn read_entry(key: &StateKey, state: SavedState) -> Entry {
