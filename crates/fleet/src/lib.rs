@@ -23,4 +23,5 @@ pub mod planner;
 pub mod policy;
 pub mod power;
 pub mod simulate;
+pub mod targets;
 pub mod tariff;

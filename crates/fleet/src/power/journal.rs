@@ -32,6 +32,13 @@ pub struct Leadership {
     revision: Revision,
 }
 
+impl Leadership {
+    /// What must hold for a write of whoever acts: that the right to act is still held.
+    pub(crate) fn held(&self) -> Condition {
+        Condition::Unchanged(LEADER.to_owned(), self.revision)
+    }
+}
+
 /// The journal of a fleet.
 #[derive(Clone)]
 pub struct Journal {
@@ -125,9 +132,8 @@ impl Journal {
             Some(stored) => self.intents.unchanged(stored),
             None => self.intents.absent(machine),
         };
-        let leader = Condition::Unchanged(LEADER.to_owned(), leadership.revision);
         let transaction = Transaction {
-            conditions: vec![leader, unchanged],
+            conditions: vec![leadership.held(), unchanged],
             then: vec![self.intents.put(machine, intent)?],
         };
         let outcome = self.store.transact(transaction).await?;
