@@ -16,6 +16,7 @@ pub mod boot;
 pub mod config;
 pub mod counterfactual;
 pub mod explain;
+pub mod externalgrpc;
 pub mod forecast;
 pub mod inventory;
 pub mod moment;
