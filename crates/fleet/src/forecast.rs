@@ -247,10 +247,28 @@ pub struct Forecast {
     groups: Vec<[Series; 2]>,
 }
 
+/// What was learnt of one group, to be kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupForecast([Series; 2]);
+
 /// Resources that are forecast; the others follow.
 const FORECAST: [Resource; 2] = [Resource::Cpu, Resource::Memory];
 
 impl Forecast {
+    /// A forecast from what was learnt of each group, in the order of their indices.
+    pub fn of(groups: Vec<GroupForecast>) -> Self {
+        Self {
+            groups: groups.into_iter().map(|one| one.0).collect(),
+        }
+    }
+
+    /// What was learnt of a group; nothing before its first demand.
+    pub fn group(&self, group: GroupIndex) -> GroupForecast {
+        let series = self.groups.get(group.at());
+        GroupForecast(series.cloned().unwrap_or_default())
+    }
+
     /// Learns what is asked for at this moment. Moments must not go back.
     pub fn observe(&mut self, inventory: &Inventory, now: Moment) {
         let mut demand = vec![Amount::ZERO; inventory.groups().len()];

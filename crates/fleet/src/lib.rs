@@ -23,6 +23,8 @@ pub mod moment;
 pub mod planner;
 pub mod policy;
 pub mod power;
+pub mod replay;
+pub mod serve;
 pub mod simulate;
 pub mod targets;
 pub mod tariff;

@@ -4,7 +4,7 @@
 //! still be shown where it is, and as it has one way to write a thing. YAML has several, and no
 //! parser for Rust that is kept and does the same.
 
-use super::secret::SecretSource;
+use super::{demand::DemandEntry, secret::SecretSource};
 use crate::{
     inventory::{Role, Taint, Watts},
     moment::Span,
@@ -25,6 +25,8 @@ pub struct File {
     /// draw their inrush currents together.
     #[serde(default = "one")]
     pub wakes_per_second: f64,
+    /// Where one reads what is asked for. `atoll fleet serve` needs to know.
+    pub demand: Option<DemandEntry>,
     /// Groups of machines that are alike.
     #[serde(default)]
     pub groups: Vec<GroupEntry>,
@@ -51,6 +53,9 @@ pub struct GroupEntry {
     /// Whether its machines are switched only all together.
     #[serde(default)]
     pub atomic: bool,
+    /// Whether Kubernetes' Cluster Autoscaler plans it, and not Atoll's planner.
+    #[serde(default)]
+    pub cluster_autoscaler: bool,
     /// What each of its machines has for workloads, unless the machine says otherwise.
     pub capacity: Option<Capacity>,
     /// Labels that workloads can ask for.

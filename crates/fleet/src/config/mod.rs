@@ -1,11 +1,13 @@
 //! The fleet's configuration: one file, checked as a whole before anything is done with it.
 
 mod check;
+mod demand;
 mod file;
 mod place;
 mod secret;
 
 pub(crate) use check::parse_mac;
+pub use demand::DemandEntry;
 pub use file::{Capacity, File, GroupEntry, MachineEntry, Memory, NodeEntry, PowerEntry, Traits};
 pub use secret::SecretSource;
 

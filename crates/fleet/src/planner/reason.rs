@@ -151,6 +151,20 @@ pub enum Reason {
     Schedule,
     /// The policy never switches anything off.
     AlwaysOn,
+    /// What is asked for could not be read, so nothing is changed.
+    DemandUnknown,
+    /// Kubernetes' Cluster Autoscaler was promised that it is on.
+    Promised {
+        /// Since when.
+        since: Moment,
+    },
+    /// Kubernetes' Cluster Autoscaler gave it back.
+    GivenBack {
+        /// Since when.
+        since: Moment,
+    },
+    /// Kubernetes' Cluster Autoscaler plans its group, and has not asked for it.
+    NotAskedFor,
 }
 
 impl Reason {
@@ -188,6 +202,10 @@ impl Reason {
             Self::MaxSizeReached { .. } => "MaxSizeReached",
             Self::Schedule => "Schedule",
             Self::AlwaysOn => "AlwaysOn",
+            Self::DemandUnknown => "DemandUnknown",
+            Self::Promised { .. } => "Promised",
+            Self::GivenBack { .. } => "GivenBack",
+            Self::NotAskedFor => "NotAskedFor",
         }
     }
 
@@ -299,6 +317,19 @@ impl Reason {
             }
             Self::Schedule => "the clock says so".to_owned(),
             Self::AlwaysOn => "the policy never switches anything off".to_owned(),
+            Self::DemandUnknown => {
+                "what is asked for could not be read, so nothing is changed".to_owned()
+            }
+            Self::Promised { since } => format!(
+                "Cluster Autoscaler asked for it {} ago and has not given it back",
+                now.since(*since)
+            ),
+            Self::GivenBack { since } => {
+                format!("Cluster Autoscaler gave it back {} ago", now.since(*since))
+            }
+            Self::NotAskedFor => {
+                "Cluster Autoscaler plans its group, and has not asked for it".to_owned()
+            }
         }
     }
 }

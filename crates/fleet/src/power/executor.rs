@@ -9,7 +9,11 @@ use super::{
     },
 };
 use crate::moment::{Moment, Span};
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use store::Stored;
 
 /// No call of a driver takes longer.
@@ -69,7 +73,7 @@ pub struct Executor {
     journal: Journal,
     leadership: Leadership,
     patience: Patience,
-    stagger: Stagger,
+    stagger: Mutex<Stagger>,
 }
 
 impl Executor {
@@ -84,7 +88,7 @@ impl Executor {
             journal,
             leadership,
             patience,
-            stagger,
+            stagger: Mutex::new(stagger),
         }
     }
 
@@ -127,7 +131,8 @@ impl Executor {
             .await
     }
 
-    /// Does the next step for a machine, if there is one; returns how it ended, if it did.
+    /// Does the next step for a machine, if there is one; returns how it ended, if it did. Several
+    /// machines may be stepped at a time, each of them once.
     ///
     /// What is sent is written down first. After a crash in between it is not sent again before
     /// its time has come, and what was seen meanwhile may make it needless.
@@ -135,7 +140,7 @@ impl Executor {
     /// # Errors
     /// When it cannot be written down; nothing is sent then.
     pub async fn step(
-        &mut self,
+        &self,
         machine: &Switchable,
         now: Moment,
     ) -> Result<Option<Outcome>, JournalError> {
@@ -175,7 +180,7 @@ impl Executor {
         note_sight(&mut intent, &observed);
         match next(&intent, &observed, &self.patience) {
             Next::End(outcome) => intent.outcome = Some(outcome),
-            Next::Send(Switch::On) if !self.stagger.admits(now) => {}
+            Next::Send(Switch::On) if !self.admits(now) => {}
             Next::Send(switch) => {
                 note_sending(&mut intent, switch, now);
                 let written = self.write(machine, &stored, &intent).await?;
@@ -191,6 +196,11 @@ impl Executor {
             self.write(machine, &stored, &intent).await?;
         }
         Ok(intent.outcome)
+    }
+
+    fn admits(&self, now: Moment) -> bool {
+        let mut stagger = self.stagger.lock().unwrap_or_else(PoisonError::into_inner);
+        stagger.admits(now)
     }
 
     async fn write(

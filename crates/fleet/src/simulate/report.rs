@@ -65,7 +65,7 @@ pub struct Row {
 }
 
 impl Row {
-    pub(super) fn new(policy: &str) -> Self {
+    pub(crate) fn new(policy: &str) -> Self {
         Self {
             policy: policy.to_owned(),
             energy_kwh: 0.0,
@@ -85,7 +85,7 @@ impl Row {
         }
     }
 
-    pub(super) fn count_waits(&mut self, waits: &mut [u32]) {
+    pub(crate) fn count_waits(&mut self, waits: &mut [u32]) {
         waits.sort_unstable();
         let first = waits.partition_point(|wait| *wait == 0);
         let waited = &waits[first..];
