@@ -260,7 +260,7 @@ fn claim(token: &str) -> Result<Value> {
             "start_command": null,
             "port": PORT,
         },
-        "host_name": "alone",
+        "host_name": format!("i{}", "0".repeat(20)),
         "name_servers": [],
         "unix_time_ns": u64::try_from(now.as_nanos())?,
         "entropy": "A".repeat(86) + "==",

@@ -97,6 +97,9 @@ pub(super) fn arguments(description: &Description) -> Vec<String> {
     );
     // The state of devices is read without the header that this would add.
     add("-global", "migration.send-configuration=off".into());
+    // It arrives where nobody knew it before: both ends know each other's hardware address, and a
+    // guest that is asked to tell the network where it is now would only lose time.
+    add("-global", "migration.announce-rounds=0".into());
     add("-display", "none".into());
     match begin {
         Begin::Boot { parameters } => {

@@ -82,8 +82,11 @@ pub(super) fn enter_root() -> Result<(), MachineError> {
         "",
     )?;
     let flags = MountFlags::NODEV | MountFlags::NOATIME;
-    // Else the kernel begins to write all inode tables in the background.
-    attach(&layer, LAYER, "ext4", flags, "noinit_itable")?;
+    // Else the kernel begins to write all inode tables in the background; and to read all bitmaps,
+    // which older kernels neither do nor know how to leave.
+    let lazy = "noinit_itable,no_prefetch_block_bitmaps";
+    attach(&layer, LAYER, "ext4", flags, lazy)
+        .or_else(|_| attach(&layer, LAYER, "ext4", flags, "noinit_itable"))?;
     let (upper, work) = (format!("{LAYER}/upper"), format!("{LAYER}/work"));
     make_directory(&upper, 0o755)?;
     make_directory(&work, 0o755)?;

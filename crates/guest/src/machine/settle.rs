@@ -1,7 +1,8 @@
 //! Making little of what a snapshot would have to keep.
 //!
 //! What every sandbox needs first is kept: the pages of the shell that its commands are run by. So
-//! the machines that share the snapshot share them too, and none has to read them from its disk.
+//! the machines that share the snapshot share them too, and none has to read them from its disk. So
+//! are the files that each will write its names to.
 
 use crate::{
     accounts,
@@ -36,6 +37,9 @@ pub(super) async fn answer(guest: &Guest, query: &str) -> Result<Reply, Failure>
     }
     if !keep_cache {
         run_shell(guest).await;
+        rewrite_names(guest);
+        // What was written must not wait in the memory that all the machines share.
+        let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
     }
     Ok(empty(StatusCode::NO_CONTENT))
 }
@@ -81,6 +85,16 @@ async fn run_shell(guest: &Guest) {
     });
     // A root file system without a shell is no failure.
     let _ = running.await;
+}
+
+/// Writes the files of names once more as they are: the machines that start from here write their
+/// own over them, and find in memory all that this needs of the file system.
+fn rewrite_names(guest: &Guest) {
+    let names = guest.machine.as_ref().map(|machine| &machine.names);
+    if let Some(names) = names.and_then(|names| names.borrow().clone()) {
+        // As before: a sandbox may have made them unusable.
+        let _ = names.write(None);
+    }
 }
 
 fn settle(keep_cache: bool) -> std::io::Result<()> {
