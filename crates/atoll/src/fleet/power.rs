@@ -1,11 +1,11 @@
 //! `atoll fleet power`: switches one machine and waits until that is seen.
 
+use super::keep;
 use crate::{
     data_dir,
     failure::{FAILED, Failure},
     style,
 };
-use anyhow::Context;
 use fleet::{
     config::MachineEntry,
     moment::Moment,
@@ -19,10 +19,8 @@ use fleet::{
 use serde::Serialize;
 use std::{
     path::PathBuf,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use store::{SqliteStore, Store};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -109,16 +107,15 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         })?;
     let machine = switchable(entry)?;
     let path = arguments.journal.clone();
-    let path = path.unwrap_or_else(|| data_dir::default_path().join("fleet.sqlite"));
-    let store = SqliteStore::open(&path)
-        .await
-        .with_context(|| format!("cannot use {}", path.display()))?;
-    let journal = Journal::new(Arc::new(store) as Arc<dyn Store>);
+    let path = path.unwrap_or_else(|| data_dir::default_path().join(keep::FILE));
+    let kept = keep::open(&path).await?;
+    let journal = kept.as_ref().map(|kept| Journal::new(kept.store.clone()));
     let wanted = match arguments.action {
         Action::On => Wanted::On,
         Action::Off => Wanted::Off,
-        Action::Status => return show(&machine, &journal, arguments.json).await,
+        Action::Status => return show(&machine, journal.as_ref(), arguments.json).await,
     };
+    let journal = journal.ok_or_else(|| keep::in_use(&path))?;
     let outcome = switch(&machine, journal.clone(), wanted, file.wakes_per_second).await?;
     if arguments.json {
         style::print_json(&outcome)?;
@@ -163,7 +160,7 @@ async fn carry_out(
     }
 }
 
-async fn show(machine: &Switchable, journal: &Journal, json: bool) -> anyhow::Result<u8> {
+async fn show(machine: &Switchable, journal: Option<&Journal>, json: bool) -> anyhow::Result<u8> {
     let sight = machine.look.look().await;
     let mut controllers = Vec::new();
     for driver in &machine.drivers {
@@ -174,7 +171,11 @@ async fn show(machine: &Switchable, journal: &Journal, json: bool) -> anyhow::Re
         let driver = driver.name();
         controllers.push(Controller { driver, says });
     }
-    let last = journal.get(&machine.name).await?.map(|one| one.record);
+    let last = match journal {
+        Some(journal) => journal.get(&machine.name).await?.map(|one| one.record),
+        // Whoever uses the store meanwhile knows: `atoll fleet status` asks it.
+        None => None,
+    };
     let status = Status {
         machine: machine.name.clone(),
         node_answers: sight.answers,

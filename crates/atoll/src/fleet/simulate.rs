@@ -142,7 +142,8 @@ fn fleet(arguments: &Arguments) -> anyhow::Result<(Inventory, Policy)> {
     }
 }
 
-fn print(comparison: &Comparison) -> anyhow::Result<()> {
+/// Prints one row for each policy.
+pub(super) fn print(comparison: &Comparison) -> anyhow::Result<()> {
     let mut table = Table::new(&[
         "POLICY",
         "ENERGY",

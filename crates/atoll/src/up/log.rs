@@ -11,7 +11,7 @@ const DEFAULT: &str = "info,hyper=warn,reqwest=warn,rustls=warn,h2=warn";
 
 /// Begins to log. `ATOLL_LOG` chooses what, as `RUST_LOG` does elsewhere: `debug`,
 /// `warn,agent=debug`.
-pub(super) fn begin(json: bool) {
+pub(crate) fn begin(json: bool) {
     let filter = EnvFilter::try_from_env("ATOLL_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -5,7 +5,7 @@
 mod announce;
 pub(crate) mod driver;
 mod limits;
-mod log;
+pub(crate) mod log;
 mod open;
 mod server;
 

@@ -47,7 +47,11 @@ pub struct Shared {
     groups: Vec<Group>,
     machines: Vec<Machine>,
     policy: Policy,
+    more: RwLock<Option<Measure>>,
 }
+
+/// Figures of somebody else, in Prometheus' text format.
+type Measure = Box<dyn Fn() -> String + Send + Sync>;
 
 impl Shared {
     pub(super) fn new(
@@ -64,12 +68,28 @@ impl Shared {
             groups: base.groups().to_vec(),
             machines: base.machines().to_vec(),
             policy: file.policy.clone(),
+            more: RwLock::new(None),
         }
     }
 
     pub(super) fn publish(&self, view: View) {
         let mut current = self.view.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(view);
+    }
+
+    /// Shows these figures with the others, in Prometheus' text format.
+    pub fn also_measure(&self, more: impl Fn() -> String + Send + Sync + 'static) {
+        let mut current = self.more.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Some(Box::new(more));
+    }
+
+    fn measure(&self) -> String {
+        let mut text = metrics::text(&self.view(), self.counts());
+        let more = self.more.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(more) = more.as_ref() {
+            text.push_str(&more());
+        }
+        text
     }
 
     fn view(&self) -> Arc<View> {
@@ -319,7 +339,7 @@ fn moment(name: &str, text: &str) -> Result<Moment, Problem> {
 }
 
 async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let text = metrics::text(&shared.view(), shared.counts());
+    let text = shared.measure();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (kind, text).into_response()
 }
