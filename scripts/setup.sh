@@ -50,11 +50,19 @@ for purpose in "${@:-build}"; do
       need_to_run
       need_to_lint
       need ip iproute2
+      # What the mesh is held against.
+      need ping iputils-ping
+      need wireguard-go wireguard-go
+      need wg wireguard-tools
       ;;
     bench)
       need_to_run
       need runc runc
       need ip iproute2
+      need ping iputils-ping
+      need wireguard-go wireguard-go
+      need wg wireguard-tools
+      need iperf3 iperf3
       ;;
     *)
       echo "error: $purpose: one of build, lint, run, test, bench" >&2

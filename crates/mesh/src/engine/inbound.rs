@@ -1,0 +1,225 @@
+//! From the peers to the device.
+
+use std::io::IoSlice;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::peer::Peer;
+use super::statistics::one;
+use super::{Shared, gone, read};
+use crate::batch::Batch;
+use crate::crypto::{Kind, Letter};
+use crate::offload::coalesce::{Coalescer, LONGEST_HEADERS, MOST_PIECES};
+use crate::packet::addresses;
+use crate::tun::Offload;
+use crate::wire::Receiver;
+
+/// Rounds at one socket before the other has its turn.
+const ROUNDS: usize = 4;
+/// Bytes of opened packets before they are written: enough to fill what the kernel takes at once.
+const ENOUGH: usize = 128 * 1024;
+
+pub(super) struct Inbound {
+    shared: Arc<Shared>,
+    letters: SyncSender<Letter>,
+    receiver: Receiver,
+    state: Opening,
+}
+
+/// What is on its way from the wire to the device.
+struct Opening {
+    plain: Batch,
+    replies: Batch,
+    coalescer: Coalescer,
+    /// The peer of the datagram before; most come from the same.
+    peer: Option<Arc<Peer>>,
+}
+
+impl Inbound {
+    pub(super) fn new(shared: Arc<Shared>, letters: SyncSender<Letter>) -> Self {
+        let udp = shared.tun.offload() == Offload::TcpAndUdp;
+        Self {
+            shared,
+            letters,
+            receiver: Receiver::new(),
+            state: Opening {
+                plain: Batch::with_capacity(ENOUGH + 65_536),
+                replies: Batch::default(),
+                coalescer: Coalescer::new(udp),
+                peer: None,
+            },
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let mut waits: Vec<_> = shared
+            .wire
+            .sockets()
+            .map(|socket| PollFd::new(socket, PollFlags::IN))
+            .collect();
+        waits.push(PollFd::new(&shared.wake, PollFlags::IN));
+        while !shared.stopping() {
+            match poll(&mut waits, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for datagrams");
+                    return;
+                }
+            }
+            for (wait, socket) in waits.iter().zip(shared.wire.sockets()) {
+                if wait.revents().is_empty() {
+                    continue;
+                }
+                for _ in 0..ROUNDS {
+                    let more = match self.receiver.receive(socket) {
+                        Ok(more) => more,
+                        Err(error) => {
+                            // An error of an earlier datagram, told now; it is over with this.
+                            tracing::debug!(%error, "cannot receive");
+                            false
+                        }
+                    };
+                    if !self.take_all() {
+                        tracing::error!(device = shared.tun.name(), "the TUN device is gone");
+                        return;
+                    }
+                    if !more {
+                        break;
+                    }
+                }
+            }
+            // A peer that was removed must not be kept by this.
+            self.state.peer = None;
+        }
+    }
+
+    /// Opens what was received, and writes it. Whether the device is still there.
+    fn take_all(&mut self) -> bool {
+        for (source, datagrams) in self.receiver.messages() {
+            let mut datagrams = datagrams.peekable();
+            while let Some(datagram) = datagrams.next() {
+                match Kind::of(datagram) {
+                    Some(Kind::Data(index)) => {
+                        let same = |next: &&[u8]| Kind::of(next) == Some(Kind::Data(index));
+                        let mut run = std::iter::once(datagram)
+                            .chain(std::iter::from_fn(|| datagrams.next_if(same)));
+                        self.state.open(&self.shared, source, index, &mut run);
+                    }
+                    Some(_) => {
+                        let sent = Letter::new(source, datagram)
+                            .is_some_and(|letter| self.letters.try_send(letter).is_ok());
+                        if !sent {
+                            one(&self.shared.counters.flooded);
+                        }
+                    }
+                    None => one(&self.shared.counters.malformed),
+                }
+            }
+            if self.state.plain.size() >= ENOUGH && !self.state.write(&self.shared) {
+                return false;
+            }
+        }
+        self.state.write(&self.shared)
+    }
+}
+
+impl Opening {
+    /// Opens messages of one session that came together.
+    fn open(
+        &mut self,
+        shared: &Shared,
+        source: SocketAddr,
+        index: u32,
+        messages: &mut dyn Iterator<Item = &[u8]>,
+    ) {
+        if self.peer.as_ref().is_none_or(|peer| peer.index != index) {
+            self.peer = read(&shared.table).by_index(index);
+        }
+        let Some(peer) = &self.peer else {
+            for _ in messages {
+                one(&shared.counters.unknown_session);
+            }
+            return;
+        };
+        let from = self.plain.len();
+        let opened = {
+            let mut state = peer.lock();
+            let opened = state
+                .tunnel
+                .open(messages, &mut self.plain, &mut self.replies);
+            if opened.authentic() {
+                peer.heard_from(&mut state, source);
+            }
+            opened
+        };
+        peer.count_opened(&opened);
+        if !self.replies.is_empty() {
+            peer.count_not_sent(shared.wire.send(source, &self.replies).failed);
+            self.replies.clear();
+        }
+        let mut foreign = 0;
+        let mut last: Option<(IpAddr, bool)> = None;
+        for place in from..self.plain.len() {
+            let Some(found) = self.plain.get(place).and_then(addresses) else {
+                foreign += 1;
+                continue;
+            };
+            let own = match last {
+                Some((address, own)) if address == found.source => own,
+                _ => read(&shared.table)
+                    .by_address(found.source)
+                    .is_some_and(|owner| Arc::ptr_eq(owner, peer)),
+            };
+            last = Some((found.source, own));
+            if own {
+                self.coalescer.add(&self.plain, place);
+            } else {
+                foreign += 1;
+            }
+        }
+        peer.count_foreign_source(foreign);
+    }
+
+    /// Writes what was opened to the device. Whether the device is still there.
+    fn write(&mut self, shared: &Shared) -> bool {
+        let mut there = true;
+        if shared.tun.header() == 0 {
+            for packet in self.coalescer.packets(&self.plain) {
+                there &= deliver(shared, &[IoSlice::new(packet)]);
+            }
+        } else {
+            for frame in self.coalescer.frames() {
+                let mut headers = [0; LONGEST_HEADERS];
+                let mut pieces = [&[][..]; MOST_PIECES];
+                let (header, count) =
+                    self.coalescer
+                        .pieces(&self.plain, frame, &mut headers, &mut pieces);
+                let header = header.write();
+                let mut slices = [IoSlice::new(&[]); 1 + MOST_PIECES];
+                slices[0] = IoSlice::new(&header);
+                for (slice, piece) in slices[1..].iter_mut().zip(&pieces[..count]) {
+                    *slice = IoSlice::new(piece);
+                }
+                there &= deliver(shared, &slices[..=count]);
+            }
+        }
+        self.coalescer.clear();
+        self.plain.clear();
+        there
+    }
+}
+
+/// Writes one packet; false if the device is gone.
+fn deliver(shared: &Shared, pieces: &[IoSlice<'_>]) -> bool {
+    match shared.tun.write(pieces) {
+        Ok(()) => true,
+        Err(error) => {
+            one(&shared.counters.not_delivered);
+            !gone(&error)
+        }
+    }
+}

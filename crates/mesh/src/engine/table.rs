@@ -1,0 +1,238 @@
+//! Who the peers are, and whose an address is.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::PeerOptions;
+use super::peer::Peer;
+use crate::crypto::{Core, TunnelKeys};
+use crate::error::Error;
+use crate::key::PublicKey;
+use crate::prefix::{Prefix, Routes};
+
+/// Indices have 24 bits; that all are taken must not make the search for a free one long.
+const MOST_PEERS: usize = 1 << 22;
+const INDEX_MASK: u32 = 0x00ff_ffff;
+
+/// All peers, by everything they are looked up by.
+pub(super) struct Table {
+    peers: HashMap<PublicKey, Entry>,
+    by_index: HashMap<u32, Arc<Peer>>,
+    routes: Routes<Arc<Peer>>,
+    next_index: u32,
+}
+
+struct Entry {
+    peer: Arc<Peer>,
+    allowed: Vec<Prefix>,
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        Self {
+            peers: HashMap::new(),
+            by_index: HashMap::new(),
+            routes: Routes::new(),
+            next_index: 0,
+        }
+    }
+
+    /// Adds or changes a peer.
+    pub(super) fn set(
+        &mut self,
+        options: &PeerOptions,
+        core: &dyn Core,
+    ) -> Result<Arc<Peer>, Error> {
+        let key = options.public_key;
+        let known = self.peers.get(&key).map(|entry| Arc::clone(&entry.peer));
+        let peer = match known {
+            Some(peer) if peer.preshared_key == options.preshared_key => {
+                self.unroute(&key);
+                peer
+            }
+            other => {
+                let endpoint = other.and_then(|peer| peer.lock().endpoint);
+                self.remove(&key);
+                if self.peers.len() >= MOST_PEERS {
+                    return Err(Error::TooManyPeers(self.peers.len()));
+                }
+                let index = self.free_index();
+                let preshared = options.preshared_key.clone();
+                let keys = TunnelKeys {
+                    peer: key,
+                    preshared: preshared.clone(),
+                    index,
+                };
+                let peer = Arc::new(Peer::new(
+                    key,
+                    preshared,
+                    index,
+                    core.tunnel(&keys),
+                    endpoint,
+                ));
+                self.by_index.insert(index, Arc::clone(&peer));
+                peer
+            }
+        };
+        let mut allowed = options.allowed.clone();
+        allowed.sort_unstable();
+        allowed.dedup();
+        for range in &allowed {
+            let before = self.routes.insert(*range, Arc::clone(&peer));
+            if let Some(before) = before
+                && let Some(entry) = self.peers.get_mut(&before.public_key)
+            {
+                entry.allowed.retain(|theirs| theirs != range);
+            }
+        }
+        self.peers.insert(
+            key,
+            Entry {
+                peer: Arc::clone(&peer),
+                allowed,
+            },
+        );
+        Ok(peer)
+    }
+
+    /// Forgets a peer; whether it was there.
+    pub(super) fn remove(&mut self, key: &PublicKey) -> bool {
+        self.unroute(key);
+        match self.peers.remove(key) {
+            Some(entry) => {
+                self.by_index.remove(&entry.peer.index);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes a peer's ranges away.
+    fn unroute(&mut self, key: &PublicKey) {
+        let Some(entry) = self.peers.get_mut(key) else {
+            return;
+        };
+        for range in entry.allowed.drain(..) {
+            if self
+                .routes
+                .get(range)
+                .is_some_and(|peer| Arc::ptr_eq(peer, &entry.peer))
+            {
+                self.routes.remove(range);
+            }
+        }
+    }
+
+    fn free_index(&mut self) -> u32 {
+        loop {
+            self.next_index = (self.next_index + 1) & INDEX_MASK;
+            if !self.by_index.contains_key(&self.next_index) {
+                return self.next_index;
+            }
+        }
+    }
+
+    pub(super) fn by_key(&self, key: &PublicKey) -> Option<Arc<Peer>> {
+        self.peers.get(key).map(|entry| Arc::clone(&entry.peer))
+    }
+
+    pub(super) fn by_index(&self, index: u32) -> Option<Arc<Peer>> {
+        self.by_index.get(&index).cloned()
+    }
+
+    /// Whose the address is.
+    pub(super) fn by_address(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        self.routes.find(address)
+    }
+
+    /// Every peer.
+    pub(super) fn all(&self) -> Vec<Arc<Peer>> {
+        self.peers
+            .values()
+            .map(|entry| Arc::clone(&entry.peer))
+            .collect()
+    }
+
+    /// Every peer with its ranges.
+    pub(super) fn entries(&self) -> Vec<(Arc<Peer>, Vec<Prefix>)> {
+        self.peers
+            .values()
+            .map(|entry| (Arc::clone(&entry.peer), entry.allowed.clone()))
+            .collect()
+    }
+
+    /// One peer with its ranges.
+    pub(super) fn entry(&self, key: &PublicKey) -> Option<(Arc<Peer>, Vec<Prefix>)> {
+        self.peers
+            .get(key)
+            .map(|entry| (Arc::clone(&entry.peer), entry.allowed.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::crypto::NoiseCore;
+    use crate::key::{PresharedKey, PrivateKey};
+
+    fn peer(seed: u8, allowed: &[&str]) -> PeerOptions {
+        let key = PrivateKey::from_bytes([seed; 32]).public();
+        PeerOptions::new(
+            key,
+            allowed.iter().map(|range| range.parse().unwrap()).collect(),
+        )
+    }
+
+    fn owner(table: &Table, address: &str) -> Option<PublicKey> {
+        table
+            .by_address(address.parse().unwrap())
+            .map(|peer| peer.public_key)
+    }
+
+    #[test]
+    fn ranges_move_and_go_with_their_peers() {
+        let core = NoiseCore::new(&PrivateKey::from_bytes([9; 32]), 100, Arc::new(SystemClock));
+        let mut table = Table::new();
+        let (one, two) = (
+            peer(1, &["10.0.0.0/8", "10.1.0.0/16"]),
+            peer(2, &["10.1.0.0/16"]),
+        );
+        table.set(&one, &core).unwrap();
+        assert_eq!(owner(&table, "10.1.0.1"), Some(one.public_key));
+        table.set(&two, &core).unwrap();
+        assert_eq!(owner(&table, "10.1.0.1"), Some(two.public_key));
+        assert_eq!(owner(&table, "10.2.0.1"), Some(one.public_key));
+        assert_eq!(
+            table.entry(&one.public_key).unwrap().1,
+            ["10.0.0.0/8".parse().unwrap()]
+        );
+        // What moved away is not taken along.
+        assert!(table.remove(&one.public_key));
+        assert!(!table.remove(&one.public_key));
+        assert_eq!(owner(&table, "10.1.0.1"), Some(two.public_key));
+        assert_eq!(owner(&table, "10.2.0.1"), None);
+        assert_eq!(table.all().len(), 1);
+    }
+
+    #[test]
+    fn a_change_keeps_the_session_unless_the_secret_changes() {
+        let core = NoiseCore::new(&PrivateKey::from_bytes([9; 32]), 100, Arc::new(SystemClock));
+        let mut table = Table::new();
+        let mut options = peer(1, &["10.0.0.0/8"]);
+        let first = table.set(&options, &core).unwrap();
+        first.lock().endpoint = Some("192.0.2.1:1".parse().unwrap());
+        options.allowed = vec!["10.0.0.0/9".parse().unwrap()];
+        let second = table.set(&options, &core).unwrap();
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!(owner(&table, "10.200.0.1"), None);
+        options.preshared_key = Some(PresharedKey::from_bytes([3; 32]));
+        let third = table.set(&options, &core).unwrap();
+        assert!(!Arc::ptr_eq(&first, &third));
+        assert_eq!(third.lock().endpoint, Some("192.0.2.1:1".parse().unwrap()));
+        assert!(table.by_index(first.index).is_none());
+        assert!(table.by_index(third.index).is_some());
+        assert_eq!(owner(&table, "10.100.0.1"), Some(options.public_key));
+    }
+}

@@ -1,0 +1,61 @@
+//! The mesh's data plane: WireGuard in user space.
+//!
+//! An [`Engine`] joins a TUN device ([`Tun`]), UDP sockets ([`Wire`]) and a cryptographic core ([`crypto::Core`]) into a
+//! WireGuard node: it speaks the protocol of <https://www.wireguard.com/papers/wireguard.pdf> with any other
+//! implementation. What makes it fast is that packets travel by the dozen everywhere: the kernel hands over and takes up to
+//! 64 KiB at once at the device ([`tun`](Offload)), up to 64 datagrams at once at the socket, and keys are used for whole batches.
+//!
+//! It is not: who the peers are, where they are, or what they are called. It holds no state on disk, knows no relay and makes no
+//! decision that outlives a packet. Peers are told to it ([`Engine::set_peer`]) and may be added, changed and removed while it
+//! runs. A peer is its public key; the mesh's other identities live with whoever calls this.
+//!
+//! Start reading at [`engine`]; then `crypto` for what the core must do, `offload` for cutting and joining
+//! packets, `wire` for sockets, `tun` for the device.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use mesh::{Engine, PeerOptions, PrivateKey, SystemClock, Tun, TunOptions, Wire, WireOptions};
+//!
+//! # fn main() -> Result<(), mesh::Error> {
+//! let clock = Arc::new(SystemClock);
+//! let key = PrivateKey::generate()?;
+//! let core = mesh::crypto::NoiseCore::new(&key, 500, clock.clone());
+//! let tun = Tun::create(
+//!     &TunOptions { addresses: vec![([10, 7, 0, 1].into(), 24)], ..TunOptions::default() },
+//!     None,
+//! )?;
+//! let wire = Wire::bind(&WireOptions { port: 51820, ..WireOptions::default() }, None)?;
+//! let engine = Engine::start(tun, wire, Arc::new(core), clock)?;
+//! engine.set_peer(&PeerOptions {
+//!     endpoint: Some(([192, 0, 2, 7], 51820).into()),
+//!     ..PeerOptions::new(
+//!         "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=".parse()?,
+//!         vec!["10.7.0.2".parse()?],
+//!     )
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod batch;
+mod clock;
+pub mod crypto;
+pub mod engine;
+mod error;
+mod key;
+mod link;
+mod namespace;
+mod offload;
+mod packet;
+mod prefix;
+mod tun;
+mod wire;
+
+pub use clock::{Clock, ShiftedClock, SystemClock};
+pub use engine::{Engine, EngineStatus, PeerOptions, PeerStatus};
+pub use error::Error;
+pub use key::{PresharedKey, PrivateKey, PublicKey};
+pub use namespace::Namespace;
+pub use prefix::Prefix;
+pub use tun::{Offload, Tun, TunOptions};
+pub use wire::{Wire, WireOptions};

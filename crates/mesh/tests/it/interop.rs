@@ -1,0 +1,176 @@
+//! The same wire as the reference implementation in Go, with the tools that configure it.
+
+use std::process::{Child, Command, Stdio};
+
+use mesh::{Namespace, PeerOptions, PresharedKey};
+
+use crate::lab::{
+    Cable, Node, NodeOptions, allowed, echo, exchange, inner, key, run, udp, wait_for,
+};
+
+/// A running `wireguard-go`; it is ended with this.
+struct Reference {
+    child: Child,
+    name: String,
+}
+
+impl Reference {
+    fn start(outside: &Namespace, name: &str) -> Self {
+        let child = crate::lab::program(outside, "wireguard-go", &["-f", name])
+            .env("LOG_LEVEL", "error")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("wireguard-go is missing: scripts/setup.sh test installs it");
+        let reference = Self {
+            child,
+            name: name.to_owned(),
+        };
+        let socket = format!("/var/run/wireguard/{name}.sock");
+        wait_for("wireguard-go's socket", || {
+            std::path::Path::new(&socket).exists().then_some(())
+        });
+        reference
+    }
+
+    /// `wg` with these arguments; its output.
+    fn wg(&self, arguments: &str) -> String {
+        let mut command = Command::new("wg");
+        let (verb, rest) = arguments.split_once(' ').unwrap_or((arguments, ""));
+        command
+            .args([verb, &self.name])
+            .args(rest.split_whitespace());
+        let output = command
+            .output()
+            .expect("wg is missing: scripts/setup.sh test installs it");
+        assert!(
+            output.status.success(),
+            "wg {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Reference {
+    fn drop(&mut self) {
+        // Asked to, it removes its socket.
+        // SAFETY: a signal to a child that was not waited for, so the number is still its own.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(format!("/var/run/wireguard/{}.sock", self.name));
+    }
+}
+
+/// One of our nodes and one of theirs; `ours_first` says who begins.
+fn check(v6_outside: bool, ours_first: bool) {
+    let cable = Cable::new(1500);
+    let ours = Node::new(1, &cable.spaces[0], &NodeOptions::default());
+    let name = format!(
+        "wgt{:x}{}{}",
+        std::process::id(),
+        u8::from(v6_outside),
+        u8::from(ours_first)
+    );
+    let theirs = Reference::start(&cable.spaces[1], &name);
+    let secret = PresharedKey::from_bytes([8; 32]);
+    let files = Secrets::new(&[("key", key(2).to_base64()), ("psk", secret.to_base64())]);
+    let port: u16 = theirs
+        .wg(&format!(
+            "set private-key {} listen-port 0",
+            files.path("key")
+        ))
+        .len() as u16;
+    assert_eq!(port, 0, "nothing is printed");
+    let endpoint =
+        |at: usize, port: u16| std::net::SocketAddr::new(Cable::address(at, v6_outside), port);
+    let begin = if ours_first {
+        String::new()
+    } else {
+        format!(" endpoint {}", endpoint(0, ours.engine.port()))
+    };
+    theirs.wg(&format!(
+        "set peer {} preshared-key {} allowed-ips 10.7.0.1/32,fd07::1/128{begin}",
+        ours.engine.public_key(),
+        files.path("psk"),
+    ));
+    for address in ["10.7.0.2/24", "fd07::2/64"] {
+        run(
+            &cable.spaces[1],
+            &format!("ip address add {address} dev {name}"),
+        );
+    }
+    run(&cable.spaces[1], &format!("ip link set {name} mtu 1420 up"));
+    let port: u16 = theirs.wg("show listen-port").trim().parse().unwrap();
+    ours.engine
+        .set_peer(&PeerOptions {
+            preshared_key: Some(secret),
+            endpoint: ours_first.then(|| endpoint(1, port)),
+            ..PeerOptions::new(key(2).public(), allowed(2))
+        })
+        .unwrap();
+    let there = &cable.spaces[1];
+    for v6 in [false, true] {
+        let (near, far) = (udp(&ours.inside, inner(1, v6)), udp(there, inner(2, v6)));
+        if ours_first {
+            echo(&near, &far, 1000);
+        } else {
+            echo(&far, &near, 1000);
+        }
+        run(
+            &ours.inside,
+            &format!("ping -c 2 -i 0.05 -W 5 -s 3000 {}", inner(2, v6)),
+        );
+        exchange(&ours.inside, there, inner(2, v6), 2 << 20);
+        exchange(there, &ours.inside, inner(1, v6), 2 << 20);
+    }
+    let shaken = theirs.wg("show latest-handshakes");
+    let (peer, seconds) = shaken.trim().split_once('\t').unwrap();
+    assert_eq!(peer, ours.engine.public_key().to_string());
+    assert!(seconds.parse::<u64>().unwrap() > 0);
+    let status = ours.engine.peer(&key(2).public()).unwrap();
+    assert_eq!(
+        (status.rejected, status.foreign_source),
+        (0, 0),
+        "{status:?}"
+    );
+}
+
+/// Keys in files, as `wg` wants them.
+struct Secrets(std::path::PathBuf);
+
+impl Secrets {
+    fn new(files: &[(&str, String)]) -> Self {
+        let stamp = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap()
+            .as_nanos();
+        let folder =
+            std::env::temp_dir().join(format!("atoll-mesh-{}-{stamp}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn wireguard_go_is_called_over_ipv4() {
+    check(false, true);
+}
+
+#[test]
+fn wireguard_go_calls_over_ipv6() {
+    check(true, false);
+}

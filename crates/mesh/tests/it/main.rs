@@ -1,0 +1,10 @@
+//! The data plane with real devices, in network namespaces without names: they end with the test, however it ends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod hostile;
+mod interop;
+mod lab;
+mod life;
+mod moving;
+mod traffic;
