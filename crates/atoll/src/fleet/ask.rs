@@ -62,9 +62,9 @@ impl Connection {
     pub(super) fn open(&self) -> anyhow::Result<Asker> {
         let text = self.url.clone();
         let text = text.unwrap_or_else(|| format!("http://{DEFAULT_LISTEN}"));
-        let url = Url::parse(&text).ok().filter(|url| {
-            matches!(url.scheme(), "http" | "https") && url.host().is_some()
-        });
+        let url = Url::parse(&text)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
         let url = url.ok_or_else(|| {
             Failure::new(
                 format!("`{text}` is not an address"),

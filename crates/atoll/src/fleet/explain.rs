@@ -51,13 +51,19 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
 /// The explanation as people read it.
 fn words(said: &Explanation) -> String {
     let mut lines = Vec::new();
-    let power = said.power.map_or_else(String::new, |one| format!(" is {one}"));
+    let power = said
+        .power
+        .map_or_else(String::new, |one| format!(" is {one}"));
     let then = match said.power {
         Some(_) => String::new(),
         None => format!(" at {}", show(said.at)),
     };
     lines.push(format!("{}{power}{then}", said.machine));
-    let would = if said.dry_run { " (a dry run: it is not done)" } else { "" };
+    let would = if said.dry_run {
+        " (a dry run: it is not done)"
+    } else {
+        ""
+    };
     lines.push(format!("  decision  {}{would}", said.action));
     lines.push(format!("  reason    {}: {}", said.reason, said.because));
     if let Some(would) = &said.would {

@@ -45,7 +45,11 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     let (from, to) = (arguments.from.0, arguments.to.0);
     if to <= from {
         return Err(Failure::new(
-            format!("the period ends at {} and begins at {}", show(to), show(from)),
+            format!(
+                "the period ends at {} and begins at {}",
+                show(to),
+                show(from)
+            ),
             "write --from 24h for the last day",
         )
         .into());
@@ -64,9 +68,8 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
             ..recorded.policy.clone()
         })
         .collect();
-    let compared = tokio::task::spawn_blocking(move || {
-        fleet::replay::replay(&recorded, from, to, &policies)
-    });
+    let compared =
+        tokio::task::spawn_blocking(move || fleet::replay::replay(&recorded, from, to, &policies));
     let compared = compared.await?.map_err(|error| {
         Failure::new(
             error.to_string(),

@@ -67,7 +67,12 @@ pub(super) struct Arguments {
     open_expander: bool,
 
     /// Where everything is kept that must outlive the process
-    #[arg(long, value_name = "DIR", env = "ATOLL_DATA_DIR", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ATOLL_DATA_DIR",
+        hide_env_values = true
+    )]
     data_dir: Option<PathBuf>,
 
     /// Switch nothing: write down and show what would be done. It is kept apart from real decisions
@@ -201,9 +206,7 @@ impl Calls {
             .map_err(api::Problem::from)
         });
         let tls = tls.transpose()?;
-        let local = address
-            .parse()
-            .is_ok_and(|address| is_loopback(&address));
+        let local = address.parse().is_ok_and(|address| is_loopback(&address));
         if !local && (tls.is_none() || arguments.tls_client_ca.is_none()) {
             return Err(Failure::new(
                 format!("whoever reaches {address} could switch machines"),

@@ -50,7 +50,15 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     }
     let now = now();
     let mut table = Table::new(&[
-        "MACHINE", "GROUP", "POWER", "FOR", "WORKLOADS", "CPU", "WATTS", "DECISION", "REASON",
+        "MACHINE",
+        "GROUP",
+        "POWER",
+        "FOR",
+        "WORKLOADS",
+        "CPU",
+        "WATTS",
+        "DECISION",
+        "REASON",
     ]);
     for one in machines {
         let decision = match one.action {

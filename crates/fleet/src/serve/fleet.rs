@@ -492,7 +492,7 @@ impl Fleet {
         };
         let mut open: Vec<(&String, &Intent)> = intents
             .iter()
-            .filter(|(_, one)| one.outcome.is_none())
+            .filter(|(name, one)| one.outcome.is_none() && self.base.find(name).is_some())
             .collect();
         open.sort_unstable_by_key(|(name, _)| *name);
         status.under_way = open

@@ -53,8 +53,14 @@ async fn the_api_says_what_is_decided_and_why() {
     let routes = router(bench.fleet.shared(), door);
     let served = tokio::spawn(Door::serve(listener, routes, std::future::pending()));
     let address = address.to_string();
-    let stranger = Caller { address: address.clone(), token: None };
-    let caller = Caller { address, token: Some(TOKEN) };
+    let stranger = Caller {
+        address: address.clone(),
+        token: None,
+    };
+    let caller = Caller {
+        address,
+        token: Some(TOKEN),
+    };
 
     assert_eq!(stranger.text("/health").await.0, 204);
     assert_eq!(stranger.refused("/v1/fleet/status").await.code, 401);

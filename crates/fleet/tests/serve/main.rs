@@ -34,12 +34,18 @@ async fn a_machine_sleeps_when_demand_goes_and_wakes_when_it_comes_back() {
     bench.end("b");
     let gone = bench.now();
     let took = bench.until("m1", false).await;
-    assert!(took >= Span(60), "it is not switched off before the debounce is over: {took}");
+    assert!(
+        took >= Span(60),
+        "it is not switched off before the debounce is over: {took}"
+    );
     assert_eq!(bench.sent("m1"), ["GracefulShutdown"]);
     let history = History::new(bench.store.clone());
     let told = history.between("m1", gone, bench.now()).await.unwrap();
     let reasons: Vec<&str> = told.iter().map(|one| one.reason.as_str()).collect();
-    assert_eq!(reasons[reasons.len() - 2..], ["Unneeded", "CurrentlyBeingDeleted"]);
+    assert_eq!(
+        reasons[reasons.len() - 2..],
+        ["Unneeded", "CurrentlyBeingDeleted"]
+    );
     assert!(reasons.contains(&"NotUnneededLongEnough"), "{reasons:?}");
     bench.run(Span::minutes(10)).await;
     let status = bench.fleet.shared().status();
@@ -93,11 +99,18 @@ async fn a_machine_that_never_comes_up_is_switched_off_and_another_wakes() {
     bench.with(|world| world.machines.get_mut("m1").unwrap().never_comes_up = true);
     bench.ask("b", 3, None);
     let waits = bench.until("m2", true).await;
-    assert!(waits <= Span::minutes(5), "others come in its place long before it is given up: {waits}");
+    assert!(
+        waits <= Span::minutes(5),
+        "others come in its place long before it is given up: {waits}"
+    );
     bench.ask("b", 3, Some("m2"));
     bench.run(Span::minutes(20)).await;
     let sent = bench.sent("m1");
-    assert_eq!(sent.last().unwrap(), "GracefulShutdown", "it is not left on: {sent:?}");
+    assert_eq!(
+        sent.last().unwrap(),
+        "GracefulShutdown",
+        "it is not left on: {sent:?}"
+    );
     assert_eq!(bench.reason("m1"), "Quarantined");
     assert!(!bench.with(|world| world.machines["m1"].on));
     // It is left alone even if there is need, until its time has come.
