@@ -414,8 +414,9 @@ fn instance(one: &Instance<'_>) -> wire::Instance {
         status: Some(wire::InstanceStatus {
             instance_state: match one.phase {
                 Phase::Running => wire::RUNNING,
-                Phase::Creating | Phase::Returning => wire::CREATING,
-                Phase::Deleting => wire::DELETING,
+                Phase::Creating => wire::CREATING,
+                // Until it is off it is the old instance that goes, and nobody waits for it to come.
+                Phase::Deleting | Phase::Returning => wire::DELETING,
             },
             error_info: failure.map(|failure| wire::InstanceError {
                 error_code: failure.code.clone(),

@@ -8,7 +8,8 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A machine that did not come up is not chosen again before this time is over.
+/// A machine that did not come up, or was given back before it did, is not chosen again before this
+/// time is over.
 pub const QUARANTINE: Span = Span::minutes(30);
 
 /// Where a machine is on its way.
@@ -246,10 +247,11 @@ impl Ledger {
         for node in nodes {
             let index = self.machine_of(around, node)?;
             let machine = &around.catalogue.machine(index).machine;
-            if machine.role == Role::Base {
+            let phase = self.member(&machine.name).map(|one| one.phase);
+            if machine.role == Role::Base && phase == Some(Phase::Running) {
                 return Err(TargetError::Base(machine.name.clone()));
             }
-            match self.member(&machine.name).map(|one| one.phase) {
+            match phase {
                 Some(Phase::Deleting) => {}
                 Some(_) => {
                     chosen.insert(machine.name.clone());
@@ -276,7 +278,11 @@ impl Ledger {
             });
         }
         for name in &chosen {
-            self.enter(name, Phase::Deleting, now);
+            // Who gives up on a machine must not be given the same one again at once.
+            if self.member(name).map(|one| one.phase) == Some(Phase::Creating) {
+                self.failed.insert(name.clone(), now);
+            }
+            self.release(around, name, now);
         }
         Ok(chosen.into_iter().collect())
     }
@@ -323,9 +329,7 @@ impl Ledger {
         let mut open: Vec<_> = self
             .members
             .iter()
-            .filter(|(name, one)| {
-                matches!(one.phase, Phase::Creating | Phase::Returning) && !around.is_base(name)
-            })
+            .filter(|(_, one)| matches!(one.phase, Phase::Creating | Phase::Returning))
             .map(|(name, one)| {
                 let power = around.catalogue.named(name).and_then(|at| around.power(at));
                 let begun = matches!(power, Some(Power::On | Power::Waking));
@@ -347,8 +351,18 @@ impl Ledger {
             .map(|(_, _, name)| name)
             .collect();
         for name in &names {
-            self.enter(name, Phase::Deleting, now);
+            self.release(around, name, now);
         }
         Ok(names)
+    }
+
+    /// Takes a promise back. A machine that is never switched off is only promised no longer, until
+    /// its node is seen.
+    fn release(&mut self, around: &Around<'_>, machine: &str, now: Moment) {
+        if around.is_base(machine) {
+            self.members.remove(machine);
+        } else {
+            self.enter(machine, Phase::Deleting, now);
+        }
     }
 }

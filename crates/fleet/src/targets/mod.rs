@@ -210,6 +210,7 @@ impl Targets {
             let (changed, observed) = observation::observe(&mut book, &seen, now);
             book.observed = true;
             let written = targets.write(&mut book, changed).await;
+            targets.find_out(&mut book).await;
             targets.publish(&book, observed.any());
             written.map(|()| observed)
         })
@@ -265,11 +266,13 @@ impl Targets {
             targets.make_sure(&mut book, at).await?;
             let mut ledger = Ledger::clone(&book.groups[at].ledger);
             let names = change(&book.around(at), &mut ledger)?;
-            if !names.is_empty() {
-                targets.write(&mut book, vec![(at, ledger)]).await?;
-                targets.publish(&book, true);
+            if names.is_empty() {
+                return Ok(names);
             }
-            Ok(names)
+            let written = targets.write(&mut book, vec![(at, ledger)]).await;
+            targets.find_out(&mut book).await;
+            targets.publish(&book, true);
+            written.map(|()| names)
         })
         .await
     }
@@ -321,6 +324,16 @@ impl Targets {
             }
         }
         Ok(())
+    }
+
+    /// After a write that failed and may have taken effect all the same: what is answered must be
+    /// true. If the store cannot be asked now, it is before the next write.
+    async fn find_out(&self, book: &mut Book) {
+        for at in 0..book.groups.len() {
+            if self.make_sure(book, at).await.is_err() {
+                break;
+            }
+        }
     }
 
     /// Reads a record anew if the last write may or may not have taken effect.
