@@ -21,6 +21,7 @@ mod inbound;
 mod keeper;
 mod outbound;
 mod peer;
+mod queue;
 mod statistics;
 mod table;
 

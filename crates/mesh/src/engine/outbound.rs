@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::peer::Peer;
-use super::statistics::one;
+use super::queue::{FlowQueue, flow_of};
+use super::statistics::{many, one};
 use super::{Shared, gone, read};
 use crate::batch::Batch;
 use crate::crypto::padded;
@@ -14,8 +15,8 @@ use crate::offload::{VIRTIO_HEADER, VirtioHeader};
 use crate::packet::addresses;
 use crate::tun::LARGEST;
 
-/// Packets that are read before what was read is sent.
-const READS: usize = 32;
+/// Packets that are read before the first of them is sent.
+const READS: usize = 128;
 /// Bytes that are sealed before they are sent: one large packet of the kernel's. More would make the
 /// first wait for the last.
 const ENOUGH: usize = 48 * 1024;
@@ -23,6 +24,12 @@ const ENOUGH: usize = 48 * 1024;
 pub(super) struct Outbound {
     shared: Arc<Shared>,
     buffer: Vec<u8>,
+    queue: FlowQueue,
+    batches: Batches,
+}
+
+/// What is on its way from the queue to the wire.
+struct Batches {
     plain: Batch,
     sealed: Batch,
     /// Whom `plain` is for.
@@ -31,54 +38,95 @@ pub(super) struct Outbound {
 
 impl Outbound {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let room = VIRTIO_HEADER + LARGEST;
         Self {
             shared,
-            buffer: vec![0; VIRTIO_HEADER + LARGEST],
-            plain: Batch::with_capacity(2 * LARGEST),
-            sealed: Batch::with_capacity(2 * LARGEST),
-            target: None,
+            buffer: vec![0; room],
+            queue: FlowQueue::new(room),
+            batches: Batches {
+                plain: Batch::with_capacity(2 * LARGEST),
+                sealed: Batch::with_capacity(2 * LARGEST),
+                target: None,
+            },
         }
     }
 
     pub(super) fn run(mut self) {
+        let mut idle = true;
         while !self.shared.stopping() {
-            let waited = poll(
-                &mut [
-                    PollFd::new(&self.shared.tun, PollFlags::IN),
-                    PollFd::new(&self.shared.wake, PollFlags::IN),
-                ],
-                None,
-            );
-            if let Err(error) = waited
-                && error != rustix::io::Errno::INTR
-            {
-                tracing::error!(%error, "cannot wait for packets");
+            if idle && !self.wait() {
                 return;
             }
-            for _ in 0..READS {
-                match self.shared.tun.read(&mut self.buffer) {
-                    Ok(Some(length)) => self.take(length),
-                    Ok(None) => break,
-                    Err(error) if gone(&error) => {
-                        tracing::error!(device = self.shared.tun.name(), "the TUN device is gone");
-                        return;
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "cannot read from the TUN device");
-                        break;
-                    }
-                }
+            if !self.read() {
+                tracing::error!(device = self.shared.tun.name(), "the TUN device is gone");
+                return;
             }
-            self.flush();
+            // One batch; then it is looked again whether somebody came who goes first.
+            idle = loop {
+                let Some(mut packet) = self.queue.pop() else {
+                    break true;
+                };
+                self.batches.add(&self.shared, packet.bytes());
+                self.queue.give_back(packet);
+                if self.batches.plain.size() >= ENOUGH {
+                    break false;
+                }
+            };
+            self.batches.send(&self.shared);
         }
     }
 
-    /// Cuts the packet that was read, and adds it to what goes to its peer.
-    fn take(&mut self, length: usize) {
-        let header_length = self.shared.tun.header();
-        let (header, packet) = match self.buffer.get_mut(..length) {
-            Some(read) if read.len() >= header_length => read.split_at_mut(header_length),
-            _ => return one(&self.shared.counters.not_ip),
+    /// Waits for packets or the end. Whether that is possible.
+    fn wait(&self) -> bool {
+        let waited = poll(
+            &mut [
+                PollFd::new(&self.shared.tun, PollFlags::IN),
+                PollFd::new(&self.shared.wake, PollFlags::IN),
+            ],
+            None::<&Timespec>,
+        );
+        match waited {
+            Ok(_) | Err(rustix::io::Errno::INTR) => true,
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for packets");
+                false
+            }
+        }
+    }
+
+    /// Takes what the device has into the queue. Whether the device is still there.
+    fn read(&mut self) -> bool {
+        let header = self.shared.tun.header();
+        for _ in 0..READS {
+            match self.shared.tun.read(&mut self.buffer) {
+                Ok(Some(length)) => {
+                    let packet = self.buffer.get(header..length).unwrap_or(&[]);
+                    match addresses(packet) {
+                        Some(found) => {
+                            let flow = flow_of(packet, &found);
+                            let dropped = self.queue.push(flow, &mut self.buffer, length);
+                            many(&self.shared.counters.queue_full, dropped);
+                        }
+                        None => one(&self.shared.counters.not_ip),
+                    }
+                }
+                Ok(None) => break,
+                Err(error) if gone(&error) => return false,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot read from the TUN device");
+                    break;
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Batches {
+    /// Cuts a packet with its header, and adds it to what goes to its peer.
+    fn add(&mut self, shared: &Shared, bytes: &mut [u8]) {
+        let Some((header, packet)) = bytes.split_at_mut_checked(shared.tun.header()) else {
+            return one(&shared.counters.not_ip);
         };
         let header = if header.is_empty() {
             Some(VirtioHeader::PLAIN)
@@ -86,74 +134,54 @@ impl Outbound {
             VirtioHeader::read(header)
         };
         let (Some(header), Some(addresses)) = (header, addresses(packet)) else {
-            return one(&self.shared.counters.not_ip);
+            return one(&shared.counters.not_ip);
         };
-        let peer = read(&self.shared.table)
+        let peer = read(&shared.table)
             .by_address(addresses.destination)
             .cloned();
         let Some(peer) = peer else {
-            return one(&self.shared.counters.no_route);
+            return one(&shared.counters.no_route);
         };
         if self
             .target
             .as_ref()
             .is_some_and(|target| !Arc::ptr_eq(target, &peer))
         {
-            Self::send(
-                &self.shared,
-                &mut self.target,
-                &mut self.plain,
-                &mut self.sealed,
-            );
+            self.send(shared);
         }
         self.target = Some(peer);
-        let mtu = usize::from(self.shared.tun.mtu());
+        let mtu = usize::from(shared.tun.mtu());
         if segment(&header, packet, &mut self.plain, |length| {
             padded(length, mtu)
         })
         .is_err()
         {
-            one(&self.shared.counters.not_ip);
+            one(&shared.counters.not_ip);
         }
-        if self.plain.size() >= ENOUGH {
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        Self::send(
-            &self.shared,
-            &mut self.target,
-            &mut self.plain,
-            &mut self.sealed,
-        );
     }
 
     /// Seals what is there and sends it.
-    fn send(
-        shared: &Shared,
-        target: &mut Option<Arc<Peer>>,
-        plain: &mut Batch,
-        sealed: &mut Batch,
-    ) {
-        let Some(peer) = target.take() else { return };
-        if plain.is_empty() {
+    fn send(&mut self, shared: &Shared) {
+        let Some(peer) = self.target.take() else {
+            return;
+        };
+        if self.plain.is_empty() {
             return;
         }
         let endpoint = {
             let mut state = peer.lock();
             let endpoint = state.endpoint;
             if endpoint.is_some() {
-                let result = state.tunnel.seal(plain, sealed);
+                let result = state.tunnel.seal(&self.plain, &mut self.sealed);
                 peer.count_sealed(&result);
             }
             endpoint
         };
         match endpoint {
-            Some(endpoint) => peer.count_not_sent(shared.wire.send(endpoint, sealed).failed),
-            None => peer.count_not_sent(plain.len() as u64),
+            Some(endpoint) => peer.count_not_sent(shared.wire.send(endpoint, &self.sealed).failed),
+            None => peer.count_not_sent(self.plain.len() as u64),
         }
-        plain.clear();
-        sealed.clear();
+        self.plain.clear();
+        self.sealed.clear();
     }
 }

@@ -55,6 +55,8 @@ pub struct EngineStatus {
     pub no_route: u64,
     /// Packets from the device that are no IP packets, or whose headers do not fit together.
     pub not_ip: u64,
+    /// Packets from the device that were dropped because sealing did not keep up.
+    pub queue_full: u64,
     /// Packets that the device did not take.
     pub not_delivered: u64,
 }
@@ -69,6 +71,7 @@ pub(super) struct Counters {
     pub(super) flooded: AtomicU64,
     pub(super) no_route: AtomicU64,
     pub(super) not_ip: AtomicU64,
+    pub(super) queue_full: AtomicU64,
     pub(super) not_delivered: AtomicU64,
 }
 
@@ -83,6 +86,7 @@ impl Counters {
             flooded: read(&self.flooded),
             no_route: read(&self.no_route),
             not_ip: read(&self.not_ip),
+            queue_full: read(&self.queue_full),
             not_delivered: read(&self.not_delivered),
         }
     }
@@ -91,4 +95,11 @@ impl Counters {
 /// Counts one.
 pub(super) fn one(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts several.
+pub(super) fn many(counter: &AtomicU64, by: u64) {
+    if by > 0 {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
 }

@@ -21,8 +21,6 @@ use send::Sent;
 use crate::error::Error;
 use crate::namespace::Namespace;
 
-/// What the kernel is asked to keep for us in each direction, in bytes.
-const BUFFER: libc::c_int = 7 << 20;
 /// After how many datagrams that went alone it is tried again to send them as one: paths change, and differ.
 const RETRY_AFTER: usize = 4096;
 /// How often a port that is free for both families is looked for.
@@ -39,6 +37,9 @@ pub struct WireOptions {
     pub ipv6: bool,
     /// Whether to send and receive many datagrams as one where that works.
     pub offload: bool,
+    /// What the kernel is asked to keep for us in each direction, in bytes. Less loses bursts, more makes everything wait
+    /// behind them.
+    pub buffer: u32,
 }
 
 impl Default for WireOptions {
@@ -48,6 +49,7 @@ impl Default for WireOptions {
             ipv4: true,
             ipv6: true,
             offload: true,
+            buffer: 2 << 20,
         }
     }
 }
@@ -102,13 +104,13 @@ impl Wire {
         let mut port = options.port;
         let mut v4 = None;
         if options.ipv4 {
-            let socket = Socket::open((Ipv4Addr::UNSPECIFIED, port).into(), options.offload)?;
+            let socket = Socket::open((Ipv4Addr::UNSPECIFIED, port).into(), options)?;
             port = socket.port()?;
             v4 = Some(socket);
         }
         let mut v6 = None;
         if options.ipv6 {
-            match Socket::open((Ipv6Addr::UNSPECIFIED, port).into(), options.offload) {
+            match Socket::open((Ipv6Addr::UNSPECIFIED, port).into(), options) {
                 Ok(socket) => {
                     port = socket.port()?;
                     v6 = Some(socket);
@@ -157,7 +159,7 @@ impl Wire {
 }
 
 impl Socket {
-    fn open(address: SocketAddr, offload: bool) -> Result<Self, Error> {
+    fn open(address: SocketAddr, options: &WireOptions) -> Result<Self, Error> {
         let v4 = address.is_ipv4();
         let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -170,7 +172,7 @@ impl Socket {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let socket = Self {
             fd,
-            segments: AtomicBool::new(offload),
+            segments: AtomicBool::new(options.offload),
             too_long: AtomicUsize::new(usize::MAX),
             spared: AtomicUsize::new(0),
         };
@@ -190,16 +192,17 @@ impl Socket {
                 libc::IPV6_PMTUDISC_DONT,
             );
         }
+        let buffer = libc::c_int::try_from(options.buffer).unwrap_or(libc::c_int::MAX);
         for (force, plain) in [
             (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
             (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
         ] {
             // Beyond the system's limit only with CAP_NET_ADMIN.
-            if !socket.set(libc::SOL_SOCKET, force, BUFFER) {
-                socket.set(libc::SOL_SOCKET, plain, BUFFER);
+            if !socket.set(libc::SOL_SOCKET, force, buffer) {
+                socket.set(libc::SOL_SOCKET, plain, buffer);
             }
         }
-        if offload {
+        if options.offload {
             // Without it, each datagram comes alone.
             socket.set(libc::IPPROTO_UDP, libc::UDP_GRO, 1);
             // A kernel that does not know this one would send what was joined as one datagram.
