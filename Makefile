@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak build setup
+.PHONY: help run test lint bench bench-fleet soak build setup
 
 # Where everything that is built or fetched goes; nothing else in the tree is written to.
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -14,6 +14,7 @@ help: ## Show this list
 	@echo "make test    everything that must pass: format, lints, licences, unit and whole-system tests, fuzzing"
 	@echo "make lint    the first three of these"
 	@echo "make bench   measure Atoll side by side with its peers; results in bench/out/"
+	@echo "make bench-fleet  measure the fleet: Cluster Autoscaler's calls on 5,000 machines, plans, distance from the bound"
 	@echo "make soak    pause and resume 10,000 times, kill everything 200 times, make and delete 50 states (hours;"
 	@echo "             CYCLES=, KILLS= and OBJECTS= change how often)"
 	@echo "make build   the program: \$$CARGO_TARGET_DIR/release/atoll"
@@ -35,6 +36,11 @@ lint: ## Format, lints, licences
 bench: ## Side by side with peers
 	@scripts/setup.sh bench
 	@bench/run.sh
+
+bench-fleet: ## The fleet alone
+	@scripts/setup.sh build
+	@cargo run --quiet --release --locked -p fleet --example storm
+	@cargo run --quiet --release --locked -p fleet --example speed
 
 soak: ## For hours: what must hold however often
 	@scripts/setup.sh test
