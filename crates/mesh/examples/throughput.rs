@@ -282,9 +282,9 @@ impl Lab {
         let text = run(&self.spaces[0], &line)?;
         // The sums, if there are several streams.
         let find = |end: &str| {
-            let lines = text.lines().filter(|line| line.trim_end().ends_with(end));
+            let mut lines = text.lines().filter(|line| line.trim_end().ends_with(end));
             lines
-                .last()
+                .next_back()
                 .map(str::to_owned)
                 .ok_or(format!("no {end} in {text}"))
         };
