@@ -19,6 +19,7 @@ pub mod explain;
 pub mod externalgrpc;
 pub mod forecast;
 pub mod inventory;
+pub mod kubernetes;
 pub mod moment;
 pub mod planner;
 pub mod policy;

@@ -6,6 +6,7 @@ use anyhow::Context;
 use fleet::{
     config::{DemandEntry, File},
     externalgrpc::{self, Service, Settings, Tls, TlsFiles},
+    kubernetes::{Api, KubernetesSource, Place},
     power::transition::Patience,
     serve::{
         AtollSource, Door, FileSource, Fleet, NoDemand, Setup, Shared, Source, is_loopback, router,
@@ -154,11 +155,23 @@ fn source(file: &File) -> anyhow::Result<Arc<dyn Source>> {
     Ok(match &file.demand {
         Some(DemandEntry::File { path }) => Arc::new(FileSource::new(path.clone())),
         Some(DemandEntry::Atoll { url, key }) => Arc::new(AtollSource::open(url, key.read()?)?),
+        Some(DemandEntry::Kubernetes {
+            url,
+            token,
+            certificate_authority,
+        }) => {
+            let api = Api::open(&Place {
+                url: url.clone(),
+                token: token.clone(),
+                certificate_authority: certificate_authority.clone(),
+            })?;
+            Arc::new(KubernetesSource::start(api, file))
+        }
         None if file.groups.iter().all(|group| group.cluster_autoscaler) => Arc::new(NoDemand),
         None => {
             return Err(Failure::new(
                 "the configuration does not say where demand is read",
-                "add `[demand]` with `source = \"atoll\"` or `source = \"file\"`, or let Cluster Autoscaler plan \
+                "add `[demand]` with `source` \"atoll\", \"kubernetes\" or \"file\", or let Cluster Autoscaler plan \
                  every group with `cluster_autoscaler = true`",
             )
             .into());

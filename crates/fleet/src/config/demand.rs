@@ -23,4 +23,15 @@ pub enum DemandEntry {
         /// Where the key is: one of an administrator.
         key: SecretSource,
     },
+    /// A Kubernetes cluster: pods that run and wait. A machine is the node with its `provider_id`,
+    /// or of its name.
+    Kubernetes {
+        /// The API server's address; that of the cluster which this process runs in if left out.
+        url: Option<String>,
+        /// The file that holds the token; that of the pod's own account if left out.
+        token: Option<PathBuf>,
+        /// The authority that signed the API server's certificate, as PEM; that of the pod's own
+        /// account if left out, or those of the system outside a cluster.
+        certificate_authority: Option<PathBuf>,
+    },
 }

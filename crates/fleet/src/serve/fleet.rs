@@ -1,33 +1,32 @@
 //! A fleet that is looked after: one tick after the other.
 
 use super::{
+    acting::{self, Acting},
     assemble::{self, Parts, Since},
     counts::{Counted, Counts},
     hands::Hands,
-    known::{Knowledge, Known},
-    look::{self, CarefulLook, Target},
-    record::{self, Recorder},
+    known::Knowledge,
+    look::{self, CarefulLook},
+    record::Recorder,
     routes::Shared,
     rules,
-    source::{Demand, Source, SourceError},
+    source::{Demand, Source},
     view::{DemandStatus, GroupStatus, Standing, UnderWay, View},
 };
 use crate::{
     config::File,
     explain::History,
-    forecast::{Forecast, Outlook},
-    inventory::{GroupIndex, Inventory, Moving, Power},
+    inventory::{GroupIndex, Inventory, Power},
     moment::{Moment, Span},
-    planner::{Memory, Plan, Situation, plan},
+    planner::{Memory, Plan},
     policy::Policy,
     power::{
-        Reading,
         drivers::open,
         executor::{Executor, Stagger, Switchable},
         journal::{Journal, JournalError, Leadership},
         transition::{Intent, Patience},
     },
-    targets::{self, Catalogue, TargetError, Targets},
+    targets::{Catalogue, TargetError, Targets},
 };
 use api::Problem;
 use std::{
@@ -40,14 +39,6 @@ use std::{
 };
 use store::{Store, StoreError};
 
-/// Demand is read within this time, or not at all.
-const READING: Duration = Duration::from_secs(20);
-/// A machine that is off is asked again after this time.
-const ASK_SLEEPERS: Span = Span(60);
-/// What was learnt of demand is written down so often.
-const KEEP_FORECAST: Span = Span::hours(1);
-/// What is too old is forgotten so often.
-const PRUNE: Span = Span::hours(1);
 /// Whoever did not look for so long does not know how long something took.
 const WATCHED: Span = Span(60);
 /// How long a tick waits for what it set going; the rest goes on after it.
@@ -94,8 +85,8 @@ impl From<JournalError> for TickError {
 pub(super) struct Unit {
     pub(super) switchable: Switchable,
     /// Whether its node has answered since it was switched on.
-    answered: Arc<AtomicBool>,
-    node: Option<String>,
+    pub(super) answered: Arc<AtomicBool>,
+    pub(super) node: Option<String>,
 }
 
 /// A fleet. Only one instance of those that share a store acts; see [`Fleet::try_lead`].
@@ -114,27 +105,6 @@ pub struct Fleet {
     dry_run: bool,
     shared: Arc<Shared>,
     acting: Option<Acting>,
-}
-
-/// What only the one who acts has.
-struct Acting {
-    leadership: Leadership,
-    hands: Hands,
-    known: Vec<Known>,
-    knowledge: Knowledge,
-    forecast: Arc<Forecast>,
-    memory: Memory,
-    history: History,
-    recorder: Recorder,
-    since: Since,
-    demand: Demand,
-    demand_read: Option<Moment>,
-    targets: Option<Targets>,
-    last: Option<Moment>,
-    asked: Vec<Option<(Moment, Reading)>>,
-    forecast_kept: Moment,
-    pruned: Option<Moment>,
-    turn: usize,
 }
 
 impl Fleet {
@@ -319,11 +289,11 @@ impl Fleet {
         let held = acting.leadership.held();
         let mut trouble: Vec<String> = Vec::new();
 
-        let targets = look_at(&self.units, &acting.known, &acting.asked, now);
+        let targets = acting::look_at(&self.units, &acting.known, &acting.asked, now);
         let (seen, demand, intents) = tokio::join!(
             look::look(&targets, acting.turn),
-            read(self.source.as_ref()),
-            intents(&self.journal),
+            acting::read(self.source.as_ref()),
+            acting::intents(&self.journal),
         );
         let intents = intents?;
         acting.turn = acting.turn.wrapping_add(97);
@@ -354,7 +324,7 @@ impl Fleet {
         let inventory = Arc::new(assemble::assemble(&parts, now));
 
         if let Some(targets) = &acting.targets {
-            let sights = sights(&inventory, &seen, &intents);
+            let sights = acting::sights(&inventory, &seen, &intents);
             if let Err(error) = targets.observe(sights, now).await {
                 match of_targets(error) {
                     TickError::NotLeader => return Err(TickError::NotLeader),
@@ -366,7 +336,7 @@ impl Fleet {
         let started = Instant::now();
         let mut plan = match &demand {
             Ok(()) => {
-                observe_demand(&mut acting.forecast, &inventory, now);
+                acting::observe_demand(&mut acting.forecast, &inventory, now);
                 acting
                     .plan(&inventory, &self.policy, &self.foreign, now)
                     .await?
@@ -414,7 +384,7 @@ impl Fleet {
                 acting.known[at].closed = false;
             }
             trouble.extend(carried.trouble);
-            let open = intents_under_way(&self.journal, &self.units).await?;
+            let open = acting::intents_under_way(&self.journal, &self.units).await?;
             acting.hands.start(&self.units, &open, now);
             acting.hands.drive(tokio::time::sleep(SETTLE)).await;
         } else if !acting
@@ -442,7 +412,7 @@ impl Fleet {
             return Ok(());
         };
         if acting.hands.has_waiting() {
-            let mut open = intents_under_way(&self.journal, &self.units).await?;
+            let mut open = acting::intents_under_way(&self.journal, &self.units).await?;
             for one in &mut open {
                 *one = one.take().filter(|intent| intent.sent.is_none());
             }
@@ -532,103 +502,6 @@ impl Fleet {
     }
 }
 
-impl Acting {
-    /// Completes what was seen by what controllers of sleeping machines said a while ago.
-    fn remember(
-        &mut self,
-        mut seen: Vec<Option<look::Seen>>,
-        targets: &[Target],
-        now: Moment,
-    ) -> Vec<Option<look::Seen>> {
-        for (at, one) in seen.iter_mut().enumerate() {
-            let Some(one) = one else { continue };
-            match one.reading {
-                Some(reading) => self.asked[at] = Some((now, reading)),
-                None if targets[at].driver.is_none() && !one.answers => {
-                    one.reading = self.asked[at].map(|(_, reading)| reading);
-                }
-                None => {}
-            }
-        }
-        seen
-    }
-
-    fn note_demand(
-        &mut self,
-        demand: Result<Demand, SourceError>,
-        moves: bool,
-        counts: &Counts,
-        now: Moment,
-    ) -> Result<(), SourceError> {
-        match demand {
-            Ok(mut demand) => {
-                for one in demand.workloads.iter_mut().filter(|_| !moves) {
-                    // What nobody can move stays until it is done.
-                    if one.moving == Moving::Free {
-                        one.moving = Moving::OnCompletion;
-                    }
-                }
-                self.since.note(&demand.workloads, now);
-                self.demand = demand;
-                self.demand_read = Some(now);
-                Ok(())
-            }
-            Err(error) => {
-                counts.demand_failures.fetch_add(1, Relaxed);
-                Err(error)
-            }
-        }
-    }
-
-    /// Plans on a thread of its own, as that takes a while for many machines.
-    async fn plan(
-        &mut self,
-        inventory: &Arc<Inventory>,
-        policy: &Arc<Policy>,
-        foreign: &[bool],
-        now: Moment,
-    ) -> Result<Plan, TickError> {
-        let (inventory, policy) = (inventory.clone(), policy.clone());
-        let (forecast, memory) = (self.forecast.clone(), self.memory.clone());
-        let foreign = foreign.to_vec();
-        let planned = tokio::task::spawn_blocking(move || {
-            let masked = rules::mask(&inventory, &foreign);
-            let situation = Situation {
-                inventory: &masked,
-                forecast: Some(forecast.as_ref() as &dyn Outlook),
-                policy: &policy,
-                now,
-            };
-            plan(situation, &memory)
-        });
-        let (plan, memory) = planned.await.map_err(|_| TickError::Planner)?;
-        self.memory = memory;
-        Ok(plan)
-    }
-
-    /// Writes down now and then what was learnt, and forgets what is too old.
-    async fn keep_house(
-        &mut self,
-        held: &store::Condition,
-        base: &Inventory,
-        store: &Arc<dyn Store>,
-        now: Moment,
-    ) -> Result<(), TickError> {
-        if now.since(self.forecast_kept) >= KEEP_FORECAST {
-            self.knowledge
-                .save_forecast(held, base, &self.forecast)
-                .await?;
-            self.forecast_kept = now;
-        }
-        if self.pruned.is_none_or(|at| now.since(at) >= PRUNE) {
-            self.history.prune(now).await?;
-            record::prune(store, now).await?;
-            self.pruned = Some(now);
-        }
-        Ok(())
-    }
-}
-
 /// The configuration without the groups that we plan ourselves.
 fn only_foreign(file: &File) -> File {
     let mut foreign = file.clone();
@@ -649,89 +522,4 @@ fn of_targets(error: TargetError) -> TickError {
         TargetError::Store(error) => TickError::Store(error),
         _ => TickError::NotLeader,
     }
-}
-
-/// Whom to look at, and whose controller to ask: those that sleep are asked now and then.
-fn look_at(
-    units: &[Unit],
-    known: &[Known],
-    asked: &[Option<(Moment, Reading)>],
-    now: Moment,
-) -> Vec<Target> {
-    let all = units.iter().enumerate();
-    all.map(|(at, unit)| {
-        let lately = asked[at].is_some_and(|(when, reading)| {
-            reading == Reading::Off && now.since(when) < ASK_SLEEPERS
-        });
-        let asleep = known[at].power == Power::Off;
-        let driver = unit.switchable.drivers.first();
-        Target {
-            node: unit.node.clone(),
-            driver: driver.filter(|_| !(lately && asleep)).cloned(),
-        }
-    })
-    .collect()
-}
-
-async fn read(source: &dyn Source) -> Result<Demand, SourceError> {
-    let timed_out = || SourceError(format!("no answer within {} s", READING.as_secs()));
-    tokio::time::timeout(READING, source.read())
-        .await
-        .unwrap_or_else(|_| Err(timed_out()))
-}
-
-async fn intents(journal: &Journal) -> Result<HashMap<String, Intent>, StoreError> {
-    let all = journal.all().await?.into_iter();
-    Ok(all.map(|one| (one.id, one.record)).collect())
-}
-
-/// What is wanted of each machine and has not ended.
-async fn intents_under_way(
-    journal: &Journal,
-    units: &[Unit],
-) -> Result<Vec<Option<Intent>>, StoreError> {
-    let mut all = intents(journal).await?;
-    let open = units.iter().map(|unit| {
-        let intent = all.remove(&unit.switchable.name)?;
-        intent.outcome.is_none().then_some(intent)
-    });
-    Ok(open.collect())
-}
-
-/// What Cluster Autoscaler's promises learn from.
-fn sights(
-    inventory: &Inventory,
-    seen: &[Option<look::Seen>],
-    intents: &HashMap<String, Intent>,
-) -> Vec<targets::Seen> {
-    let looked = inventory.machines().iter().zip(seen);
-    looked
-        .map(|(machine, seen)| targets::Seen {
-            machine: machine.name.clone(),
-            power: machine.power,
-            node: seen.is_some_and(|one| one.answers),
-            intent: intents.get(&machine.name).cloned(),
-        })
-        .collect()
-}
-
-/// Learns demand: what runs in each group, and what waits, which counts where most machines are.
-fn observe_demand(forecast: &mut Arc<Forecast>, inventory: &Inventory, now: Moment) {
-    let mut demand = vec![crate::amount::Amount::ZERO; inventory.groups().len()];
-    let mut machines = vec![0_usize; demand.len()];
-    for (index, machine) in inventory.enumerate() {
-        let group = machine.group.at();
-        demand[group] = demand[group].plus(inventory.used(index));
-        machines[group] += 1;
-    }
-    let largest = machines
-        .iter()
-        .enumerate()
-        .max_by_key(|(at, count)| (**count, usize::MAX - at));
-    if let Some((at, _)) = largest {
-        let waiting = inventory.waiting();
-        let requests = waiting.filter_map(|index| Some(inventory.workload(index)?.request));
-        demand[at] = demand[at].plus(requests.sum());
-    }
-    Arc::make_mut(forecast).observe_demand(&demand, now);
 }

@@ -18,6 +18,7 @@
 //! or Cluster Autoscaler's for groups that it plans; here is only what neither can know, that a
 //! machine did not come up or would not stop.
 
+mod acting;
 mod assemble;
 mod counts;
 mod door;

@@ -144,7 +144,8 @@ pub(crate) struct Bench {
     pub(crate) fleet: Fleet,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) leases: ManualClock,
-    file: config::File,
+    pub(crate) file: config::File,
+    source: Arc<dyn Source>,
     dry_run: bool,
     _folder: tempfile::TempDir,
     _controller: tokio::task::JoinSet<()>,
@@ -228,8 +229,10 @@ power = {{ driver = "redfish", address = "http://{controller}", system = "/redfi
     };
     let path = folder.path().join("fleet.sqlite");
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open_with(path, options).await.unwrap());
+    let source: Arc<dyn Source> = Arc::new(Asked(world.clone()));
     let mut bench = Bench {
-        fleet: open(&file, &store, &world, dry_run),
+        fleet: open(&file, &store, &source, dry_run),
+        source,
         world,
         store,
         leases,
@@ -243,11 +246,16 @@ power = {{ driver = "redfish", address = "http://{controller}", system = "/redfi
     bench
 }
 
-fn open(file: &config::File, store: &Arc<dyn Store>, world: &Shared, dry_run: bool) -> Fleet {
+fn open(
+    file: &config::File,
+    store: &Arc<dyn Store>,
+    source: &Arc<dyn Source>,
+    dry_run: bool,
+) -> Fleet {
     let setup = Setup {
         file: file.clone(),
         store: store.clone(),
-        source: Arc::new(Asked(world.clone())),
+        source: source.clone(),
         patience: Patience::default(),
         dry_run,
     };
@@ -257,7 +265,15 @@ fn open(file: &config::File, store: &Arc<dyn Store>, world: &Shared, dry_run: bo
 impl Bench {
     /// Another process with the same configuration and store.
     pub(crate) fn another(&self) -> Fleet {
-        open(&self.file, &self.store, &self.world, self.dry_run)
+        open(&self.file, &self.store, &self.source, self.dry_run)
+    }
+
+    /// The same with another source of demand.
+    pub(crate) async fn follow(&mut self, source: Arc<dyn Source>) {
+        self.fleet.resign().await.unwrap();
+        self.source = source;
+        self.fleet = self.another();
+        assert!(self.fleet.try_lead(self.now()).await.unwrap());
     }
 
     pub(crate) fn now(&self) -> Moment {

@@ -11,7 +11,9 @@
 
 mod answers;
 mod bench;
+mod cluster;
 mod kills;
+mod kubernetes;
 
 use bench::{BOOT, STEP, bench, bench_with};
 use fleet::{
