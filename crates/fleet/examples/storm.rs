@@ -3,6 +3,12 @@
 //! `cargo run --release -p fleet --example storm`.
 
 #[path = "../tests/cluster/client.rs"]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "it is the tests' client"
+)]
 mod client;
 
 use client::Client;
@@ -127,8 +133,11 @@ async fn start(folder: &Path, tls: Tls) -> Result<SocketAddr, Failure> {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         loop {
             ticks.tick().await;
-            let looked = targets.observe(seen(), Moment(0)).await;
-            if looked.is_err() || journal.renew(&leadership).await.is_err() {
+            if let Err(error) = targets.observe(seen(), Moment(0)).await {
+                eprintln!("what was seen could not be noted: {error}");
+            }
+            if let Err(error) = journal.renew(&leadership).await {
+                eprintln!("the lease was lost: {error}");
                 return;
             }
         }

@@ -3,6 +3,9 @@
 //!
 //! `HISTORIES=20000` runs more of them; a failure names its seed, and `SEED=…` begins with that one.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod cluster;
 
 use bytes::Bytes;

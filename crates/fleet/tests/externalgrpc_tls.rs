@@ -1,5 +1,8 @@
 //! Mutual TLS: who gets in, who does not, and how certificates are replaced.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod cluster;
 
 use bytes::Bytes;

@@ -36,7 +36,15 @@ pub struct GroupOptions {
     pub ignore_daemon_sets: Option<bool>,
 }
 
-/// The options of a group, in both generations of the wire; `None` if the defaults are to stay.
+/// What is answered.
+pub(super) struct Answer {
+    /// The options of the group, in both generations of the wire.
+    pub(super) options: Vec<u8>,
+    /// Whether this version reads any answer as "nodes have no time to become ready".
+    pub(super) forgets_startup: bool,
+}
+
+/// The options of a group; `None` if the defaults are to stay.
 ///
 /// # Errors
 /// When the defaults cannot be read.
@@ -44,7 +52,7 @@ pub(super) fn answer(
     defaults: Option<&[u8]>,
     changes: &GroupOptions,
     atomic: bool,
-) -> Result<Option<Vec<u8>>, DecodeError> {
+) -> Result<Option<Answer>, DecodeError> {
     let Some(defaults) = defaults else {
         return Ok(None);
     };
@@ -52,6 +60,7 @@ pub(super) fn answer(
         return Ok(None);
     }
     let mut options = wire::Options::decode(defaults)?;
+    let forgets_startup = options.startup.is_none();
     options.zero_or_max |= atomic;
     set(&mut options.utilization, changes.utilization);
     set(&mut options.gpu_utilization, changes.gpu_utilization);
@@ -81,9 +90,12 @@ pub(super) fn answer(
     if let Some(startup) = changes.startup {
         options.startup = Some(wire::Duration::of(startup));
     }
-    let mut answer = options.encode_to_vec();
-    answer.extend(unknown(defaults)?);
-    Ok(Some(answer))
+    let mut options = options.encode_to_vec();
+    options.extend(unknown(defaults)?);
+    Ok(Some(Answer {
+        options,
+        forgets_startup,
+    }))
 }
 
 fn set<T>(field: &mut T, change: Option<T>) {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use prost::Message;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, Once, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use tonic::Status;
@@ -61,6 +61,8 @@ pub struct Service {
     metrics: Metrics,
     /// Machines whose nodes have another provider id than the configuration says.
     mismatches: Mutex<BTreeMap<String, String>>,
+    /// Whether it was said that options of one's own have a price.
+    warned: Once,
 }
 
 impl Service {
@@ -81,6 +83,7 @@ impl Service {
             clock,
             metrics: Metrics::default(),
             mismatches: Mutex::default(),
+            warned: Once::new(),
         }
     }
 
@@ -286,9 +289,20 @@ impl Service {
         let changes = self.settings.options.get(&question.id).unwrap_or(&none);
         let answer = options::answer(question.defaults.as_deref(), changes, view.atomic());
         match answer.map_err(|error| unreadable(&error))? {
-            Some(options) => Ok(bytes(&wire::OptionsAnswer {
-                options: Some(options),
-            })),
+            Some(answer) => {
+                if answer.forgets_startup {
+                    self.warned.call_once(|| {
+                        tracing::warn!(
+                            group = question.id,
+                            "this version of Cluster Autoscaler takes a node that is not ready yet \
+                             for a broken one in groups with options of their own"
+                        );
+                    });
+                }
+                Ok(bytes(&wire::OptionsAnswer {
+                    options: Some(answer.options),
+                }))
+            }
             None => Err(Status::unimplemented(
                 "this group is scaled as Cluster Autoscaler does by default",
             )),
