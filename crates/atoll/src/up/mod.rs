@@ -6,6 +6,7 @@ mod announce;
 pub(crate) mod driver;
 mod limits;
 pub(crate) mod log;
+mod machines;
 mod open;
 mod server;
 
@@ -131,6 +132,9 @@ pub(crate) struct Arguments {
     /// Log in JSON, one object a line
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    firecracker: machines::FirecrackerArguments,
 }
 
 /// What becomes of running sandboxes.
@@ -158,6 +162,7 @@ pub(crate) fn runtime() -> tokio::runtime::Builder {
 /// Serves until it is told to stop.
 pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     let chosen = driver::choose(arguments.driver);
+    arguments.firecracker.check(chosen.kind)?;
     require_root()?;
     log::begin(arguments.json);
     limits::raise_open_files();
@@ -231,6 +236,7 @@ fn plan(arguments: Arguments, driver: ::driver::DriverKind, first_key: control::
     Plan {
         driver,
         kernel: arguments.kernel,
+        firecracker: arguments.firecracker,
         disk_limits: disk_limits(arguments.disk_rate, arguments.disk_operations),
         first_key,
         domain: arguments.domain,

@@ -1,5 +1,6 @@
 //! The driver that was chosen, opened. Blocks: a guest's kernel may have to be fetched first.
 
+use super::machines::FirecrackerArguments;
 use crate::failure::Failure;
 use driver::{
     Driver, DriverError, DriverKind,
@@ -22,6 +23,8 @@ pub(super) struct Opening {
     pub(super) instance: String,
     /// The guest's kernel; the distribution's if absent.
     pub(super) kernel: Option<PathBuf>,
+    /// What only that driver takes.
+    pub(super) firecracker: FirecrackerArguments,
     /// What a container may read and write of its disk; unbounded if absent.
     pub(super) disk_limits: Option<IoLimits>,
 }
@@ -48,12 +51,13 @@ impl Opening {
                 let program = installed("firecracker")?;
                 let jailer = installed("jailer")?;
                 let kernel = find_kernel(&self.data_directory, self.kernel.as_deref())?;
-                let options = FirecrackerOptions::new(
+                let mut options = FirecrackerOptions::new(
                     self.data_directory,
                     self.instance,
                     (program, jailer),
                     kernel,
                 );
+                self.firecracker.apply(&mut options);
                 Ok(Arc::new(Firecracker::new(options).map_err(explain)?))
             }
         }

@@ -4,7 +4,7 @@
 //! images, driver and network; then the agent over them; then the control plane over the agent;
 //! then the gateway before both. If one cannot start, those that did are stopped again.
 
-use super::{announce::Announced, open::Opening};
+use super::{announce::Announced, machines::FirecrackerArguments, open::Opening};
 use crate::data_dir::DataDir;
 use agent::{
     Agent, AgentOptions, GUEST_PORT, Limits, OnExit, PoolOptions,
@@ -31,6 +31,7 @@ pub(super) struct Plan {
     pub(super) driver: DriverKind,
     /// The guest's kernel, for microVMs.
     pub(super) kernel: Option<PathBuf>,
+    pub(super) firecracker: FirecrackerArguments,
     /// What a container may read and write of its disk.
     pub(super) disk_limits: Option<IoLimits>,
     pub(super) first_key: FirstKey,
@@ -75,6 +76,7 @@ impl Server {
             data_directory: path.to_owned(),
             instance: instance.clone(),
             kernel: plan.kernel,
+            firecracker: plan.firecracker,
             disk_limits: plan.disk_limits,
         };
         let mut network = NetworkOptions::new(&instance, path.join("agent"));
