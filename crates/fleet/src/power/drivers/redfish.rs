@@ -175,9 +175,24 @@ async fn send(request: RequestBuilder) -> Result<Response, PowerError> {
             PowerError::TimedOut(DEADLINE)
         } else {
             // Without the address, which may carry a name and a password.
-            PowerError::Failed(format!("no answer: {}", error.without_url()))
+            PowerError::Failed(format!("no answer: {}", cause(&error.without_url())))
         }
     })
+}
+
+/// The innermost cause: the outer ones only say that something could not be sent.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    let text = inner.to_string();
+    // Controllers sign their own.
+    if text.starts_with("invalid peer certificate") {
+        format!("{text}; name it in `certificate_sha256` if it is the controller's own")
+    } else {
+        text
+    }
 }
 
 /// The answer as JSON, with its tag.
