@@ -29,6 +29,7 @@ use rustls::{
 use std::{
     collections::BTreeMap,
     error::Error,
+    io::Write,
     net::SocketAddr,
     path::Path,
     sync::Arc,
@@ -44,7 +45,15 @@ const EACH: usize = MACHINES / GROUPS;
 const ON: usize = EACH - 5;
 /// How often the options of each group are asked for.
 const OPTIONS: usize = 15;
+/// Groups that are scaled up and down in each loop.
+const SCALED: usize = 5;
 const LOOPS: usize = 20;
+/// Calls that wait for the disk.
+const WRITES: [Call; 3] = [
+    Call::NodeGroupIncreaseSize,
+    Call::NodeGroupDecreaseTargetSize,
+    Call::NodeGroupDeleteNodes,
+];
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -149,6 +158,7 @@ async fn start(folder: &Path, tls: Tls) -> Result<SocketAddr, Failure> {
 struct Caller {
     client: Client,
     times: BTreeMap<&'static str, Vec<Duration>>,
+    rounds: Vec<Duration>,
 }
 
 impl Caller {
@@ -188,8 +198,14 @@ impl Caller {
                 self.call(Call::NodeGroupGetOptions, &options).await?;
             }
         }
-        // A scale-up, half of which is taken back, and the rest given back.
-        let at = round % GROUPS;
+        for at in 0..SCALED {
+            self.scale((round * SCALED + at) % GROUPS).await?;
+        }
+        Ok(())
+    }
+
+    /// A scale-up, half of which is taken back, and a node that is given back.
+    async fn scale(&mut self, at: usize) -> Result<(), Failure> {
         let id = group(at);
         let delta = |delta| wire::Delta {
             delta,
@@ -198,10 +214,55 @@ impl Caller {
         self.call(Call::NodeGroupIncreaseSize, &delta(2)).await?;
         self.call(Call::NodeGroupDecreaseTargetSize, &delta(-1))
             .await?;
-        let nodes = vec![node(at * EACH + (round / GROUPS) % ON)];
+        let nodes = vec![node(at * EACH)];
         let question = wire::DeleteNodes { nodes, id };
         self.call(Call::NodeGroupDeleteNodes, &question).await
     }
+
+    fn print(&mut self, only: Option<&[Call]>) {
+        println!(
+            "{:<28} {:>7} {:>10} {:>10} {:>10}",
+            "call", "samples", "p50", "p99", "longest"
+        );
+        for (name, times) in &mut self.times {
+            if only.is_some_and(|calls| calls.iter().all(|call| call.name() != *name)) {
+                continue;
+            }
+            times.sort_unstable();
+            println!(
+                "{name:<28} {:>7} {:>8.0}us {:>8.0}us {:>8.0}us",
+                times.len(),
+                microseconds(times, 0.5),
+                microseconds(times, 0.99),
+                microseconds(times, 1.0),
+            );
+        }
+    }
+}
+
+/// A quantile of sorted times.
+fn microseconds(times: &[Duration], share: f64) -> f64 {
+    times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6
+}
+
+/// How long it takes until a few kilobytes are on the disk: the least that a call which promises
+/// something can take.
+fn measure_disk(folder: &Path) -> Result<(), Failure> {
+    let mut file = std::fs::File::create(folder.join("probe"))?;
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let start = Instant::now();
+        file.write_all(&[0; 8192])?;
+        file.sync_data()?;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    println!(
+        "this disk alone, 8 KiB: p50 {:.0} us, p99 {:.0} us",
+        microseconds(&times, 0.5),
+        microseconds(&times, 0.99)
+    );
+    Ok(())
 }
 
 fn node(at: usize) -> wire::Node {
@@ -220,7 +281,7 @@ fn node(at: usize) -> wire::Node {
     }
 }
 
-async fn storm(address: SocketAddr, config: ClientConfig) -> Result<(), Failure> {
+async fn storm(address: SocketAddr, config: ClientConfig) -> Result<Caller, Failure> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from("localhost")?;
@@ -229,53 +290,55 @@ async fn storm(address: SocketAddr, config: ClientConfig) -> Result<(), Failure>
     let mut caller = Caller {
         client: Client::new(stream).await?,
         times: BTreeMap::new(),
+        rounds: Vec::new(),
     };
-    let mut rounds = Vec::new();
     for round in 0..LOOPS {
         let start = Instant::now();
         caller.round(round).await?;
-        rounds.push(start.elapsed());
+        caller.rounds.push(start.elapsed());
     }
-    println!(
-        "{:<28} {:>7} {:>10} {:>10} {:>10}",
-        "call", "samples", "p50", "p99", "longest"
-    );
-    for (name, times) in &mut caller.times {
-        times.sort_unstable();
-        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-        println!(
-            "{name:<28} {:>7} {:>8.0}us {:>8.0}us {:>8.0}us",
-            times.len(),
-            at(0.5).as_secs_f64() * 1e6,
-            at(0.99).as_secs_f64() * 1e6,
-            at(1.0).as_secs_f64() * 1e6,
-        );
-    }
-    rounds.sort_unstable();
-    println!(
-        "a whole loop of {} calls: median {:.0} ms, longest {:.0} ms of {LOOPS}",
-        caller.times.values().map(Vec::len).sum::<usize>() / LOOPS,
-        rounds[LOOPS / 2].as_secs_f64() * 1e3,
-        rounds[LOOPS - 1].as_secs_f64() * 1e3,
-    );
-    Ok(())
+    caller.rounds.sort_unstable();
+    Ok(caller)
 }
 
-fn main() -> Result<(), Failure> {
-    println!(
-        "{MACHINES} machines in {GROUPS} groups, {OPTIONS} GetOptions a loop and group, mutual TLS on \
-         loopback, {} processors",
-        std::thread::available_parallelism()?
-    );
-    let folder = tempfile::tempdir()?;
-    let (tls, config) = secure(folder.path())?;
+/// Serves from a folder, and plays all loops against it.
+fn run(folder: &Path) -> Result<Caller, Failure> {
+    let (tls, config) = secure(folder)?;
     let server = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()?;
-    let address = server.block_on(start(folder.path(), tls))?;
+    let address = server.block_on(start(folder, tls))?;
     let client = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     client.block_on(storm(address, config))
+}
+
+fn main() -> Result<(), Failure> {
+    println!(
+        "{MACHINES} machines in {GROUPS} groups, {OPTIONS} GetOptions a loop and group, mutual TLS \
+         on loopback, {} processors",
+        std::thread::available_parallelism()?
+    );
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() {
+        tempfile::tempdir_in(memory)?
+    } else {
+        tempfile::tempdir()?
+    };
+    println!("the store in memory, so that only the server is measured:");
+    let mut caller = run(folder.path())?;
+    caller.print(None);
+    let calls: usize = caller.times.values().map(Vec::len).sum();
+    println!(
+        "a whole loop of {} calls: median {:.0} ms, longest {:.0} ms of {LOOPS}",
+        calls / LOOPS,
+        microseconds(&caller.rounds, 0.5) / 1e3,
+        microseconds(&caller.rounds, 1.0) / 1e3,
+    );
+    let folder = tempfile::tempdir()?;
+    println!("the store on the disk, whose word these calls wait for:");
+    run(folder.path())?.print(Some(&WRITES));
+    measure_disk(folder.path())
 }
