@@ -2,7 +2,7 @@
 //! `iperf3` and the same congestion control through both, in turns.
 //!
 //! ```text
-//! cargo run --release -p mesh --example throughput -- [--rounds 3] [--seconds 3] [--congestion reno]
+//! cargo run --release -p mesh --example throughput -- [--rounds 3] [--seconds 3] [--congestion reno] [--buffer 2097152]
 //! ```
 //!
 //! Needs root, `ip`, `ping`, `iperf3`, `wireguard-go` and `wg` (`scripts/setup.sh bench`). Prints medians, and for the
@@ -36,6 +36,7 @@ fn main() -> Outcome<()> {
     let rounds: usize = option("--rounds", "3").parse()?;
     let seconds: u64 = option("--seconds", "3").parse()?;
     let congestion = option("--congestion", "reno");
+    let buffer: u32 = option("--buffer", "2097152").parse()?;
     let reference = Command::new("wireguard-go").arg("--version").output()?;
     let version = String::from_utf8_lossy(&reference.stdout)
         .lines()
@@ -53,7 +54,7 @@ fn main() -> Outcome<()> {
         for which in 0..2 {
             // In turns, so that what else the machine does meets both.
             let ours = (which + round) % 2 == 0;
-            let lab = Lab::new(ours, &congestion)?;
+            let lab = Lab::new(ours, &congestion, buffer)?;
             results[usize::from(!ours)].push(lab.measure(seconds)?);
         }
     }
@@ -102,9 +103,10 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// One node of ours in a process of its own, as the other daemon is: `node NUMBER PORT`, in the namespace it is in.
+/// One node of ours in a process of its own, as the other daemon is: `node NUMBER BUFFER`, in the namespace it is in.
 fn serve(arguments: &[String]) -> Outcome<()> {
     let number: u8 = arguments.first().ok_or("no number")?.parse()?;
+    let buffer: u32 = arguments.get(1).ok_or("no buffer")?.parse()?;
     let port = |number: u8| 51_820 + u16::from(number);
     let tun = TunOptions {
         name: "wg0".to_owned(),
@@ -115,6 +117,7 @@ fn serve(arguments: &[String]) -> Outcome<()> {
     let wire = Wire::bind(
         &WireOptions {
             port: port(number),
+            buffer,
             ..WireOptions::default()
         },
         None,
@@ -149,7 +152,7 @@ struct Lab {
 }
 
 impl Lab {
-    fn new(ours: bool, congestion: &str) -> Outcome<Self> {
+    fn new(ours: bool, congestion: &str, buffer: u32) -> Outcome<Self> {
         let spaces = [Namespace::unnamed()?, Namespace::unnamed()?];
         let cable = format!(
             "ip link add eth0 type veth peer name eth0 netns {}",
@@ -175,7 +178,7 @@ impl Lab {
             )?;
             if ours {
                 let own = std::env::current_exe()?;
-                let line = format!("{} node {number}", own.display());
+                let line = format!("{} node {number} {buffer}", own.display());
                 lab.daemons.push(start(space, &line)?);
             } else {
                 lab.start_reference(number)?;

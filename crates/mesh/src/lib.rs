@@ -47,6 +47,7 @@ mod link;
 mod namespace;
 mod offload;
 mod packet;
+pub mod path;
 mod prefix;
 mod tun;
 mod wire;

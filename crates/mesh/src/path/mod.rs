@@ -1,0 +1,405 @@
+//! Which way packets to one peer go: over a relay at once, and directly as soon as that is proven to work.
+//!
+//! There is no I/O here and no clock: the caller says what happened and when, sends the probes it is given, and asks for the
+//! [route](Agent::route). So the agent runs in a simulation (`path/simulation.rs`) exactly as it runs in a node.
+//!
+//! ```text
+//!                 first packet                    an answer to a probe
+//!   idle ───────────────────────► relayed ───────────────────────────────► direct
+//!    ▲                             ▲   ▲                                   │   │
+//!    │     nothing sent for 30 s   │   └───── five probes unanswered ──────┘   │
+//!    └─────────────────────────────┴───────────────────────────────────────────┘
+//! ```
+//!
+//! - *idle → relayed*: a packet is to be sent. It goes over the first relay, and every route is probed, often at first, then
+//!   less and less often. Both ends do this, which is what opens the NATs between them.
+//! - *relayed → direct*: an answer came back over a route that is better. Only an answer counts: that packets arrive says nothing
+//!   of the way there. Routes of one kind are exchanged only for a clearly shorter time, or they would change all the time.
+//! - *direct → relayed*: the route in use is probed every two seconds, after a miss every 300 ms; five misses in a row
+//!   mean that it is gone. The next best route that is proven takes its place, or the relay. Nothing else makes
+//!   it worse, so who is connected stays connected.
+//! - *→ idle*: who sends nothing is not probed; NATs forget, so after a silence the relay has the first word again.
+//!
+//! Probes travel inside the session and are authentic. A peer that lies in its answers harms its own packets only.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+/// Routes of one peer that are kept; what peers claim beyond that is left away.
+const MOST_ROUTES: usize = 32;
+/// Probes of a route that an answer may still come to.
+const OUTSTANDING: usize = 8;
+/// Silence after which nothing is probed and no direct route is taken as proven.
+const IDLE_AFTER: Duration = Duration::from_secs(30);
+/// How often the route in use is probed.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How often it is probed after a miss.
+const DOUBT: Duration = Duration::from_millis(300);
+/// How often other routes that work are probed.
+const REFRESH: Duration = Duration::from_secs(10);
+/// How often a route that is not proven is probed: first, and at last; doubling in between.
+const FIRST_INTERVAL: Duration = Duration::from_millis(100);
+/// See [`FIRST_INTERVAL`].
+const LAST_INTERVAL: Duration = Duration::from_secs(16);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Misses in a row after which a route is not proven any more.
+const MISSES: u32 = 5;
+
+/// Which relay, as its number in the caller's list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RelayId(pub u32);
+
+/// One way to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Route {
+    /// Straight to this address.
+    Direct(SocketAddr),
+    /// Over this relay.
+    Relay(RelayId),
+}
+
+impl Route {
+    /// Whether somebody is in between.
+    pub const fn relayed(&self) -> bool {
+        matches!(self, Self::Relay(_))
+    }
+}
+
+/// A question to be sent over a route; the peer sends the number back over the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// The way to send it.
+    pub route: Route,
+    /// What the answer must hold.
+    pub number: u64,
+}
+
+/// How good a route is; the smallest is the best. The order of the fields is the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Score {
+    relayed: bool,
+    round_trip: Duration,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    route: Route,
+    /// The time of a round trip, smoothed, if the route is proven.
+    round_trip: Option<Duration>,
+    outstanding: VecDeque<(u64, Instant)>,
+    misses: u32,
+    next: Instant,
+    interval: Duration,
+    /// Whether it came from the caller's list; others were seen.
+    listed: bool,
+}
+
+impl Candidate {
+    fn new(route: Route, now: Instant, listed: bool) -> Self {
+        Self {
+            route,
+            round_trip: None,
+            outstanding: VecDeque::new(),
+            misses: 0,
+            next: now,
+            interval: FIRST_INTERVAL,
+            listed,
+        }
+    }
+
+    fn score(&self) -> Option<Score> {
+        Some(Score {
+            relayed: self.route.relayed(),
+            round_trip: self.round_trip?,
+        })
+    }
+
+    /// Probes it anew, often at first.
+    fn restart(&mut self, now: Instant) {
+        self.next = now;
+        self.interval = FIRST_INTERVAL;
+    }
+
+    /// Notes which probes were not answered.
+    fn expire(&mut self, now: Instant) {
+        while let Some((_, sent)) = self.outstanding.front()
+            && now.saturating_duration_since(*sent) >= PATIENCE
+        {
+            self.outstanding.pop_front();
+            self.misses = self.misses.saturating_add(1);
+            if self.misses == 1 && self.round_trip.is_some() {
+                self.next = now;
+            }
+            if self.misses >= MISSES && self.round_trip.take().is_some() {
+                self.restart(now);
+            }
+        }
+    }
+}
+
+/// The ways to one peer.
+#[derive(Debug)]
+pub struct Agent {
+    candidates: Vec<Candidate>,
+    chosen: Option<Route>,
+    last_sent: Option<Instant>,
+    next_number: u64,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Agent {
+    /// An agent that knows no route.
+    pub const fn new() -> Self {
+        Self {
+            candidates: Vec::new(),
+            chosen: None,
+            last_sent: None,
+            next_number: 1,
+        }
+    }
+
+    /// Where packets go now; `None` if no route is known.
+    pub const fn route(&self) -> Option<Route> {
+        self.chosen
+    }
+
+    /// The time of a round trip over the route in use, if it is proven.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.find(self.chosen?)?.round_trip
+    }
+
+    /// Tells which routes there may be, the preferred relay first. What is known of those that stay is kept; those that are not
+    /// listed and were not seen either are forgotten.
+    pub fn set_routes(&mut self, now: Instant, routes: &[Route]) {
+        self.candidates.retain_mut(|candidate| {
+            candidate.listed = routes.contains(&candidate.route);
+            candidate.listed || (candidate.round_trip.is_some() && !candidate.route.relayed())
+        });
+        let mut known = std::mem::take(&mut self.candidates);
+        for route in routes {
+            if self.candidates.len() >= MOST_ROUTES {
+                break;
+            }
+            if self.find(*route).is_some() {
+                continue;
+            }
+            let before = known.iter().position(|candidate| candidate.route == *route);
+            self.candidates.push(match before {
+                Some(at) => known.swap_remove(at),
+                None => Candidate::new(*route, now, true),
+            });
+        }
+        self.candidates
+            .extend(known.into_iter().take(MOST_ROUTES - self.candidates.len()));
+        self.choose();
+    }
+
+    /// Notes that packets are sent, which keeps the routes probed.
+    pub fn sent(&mut self, now: Instant) {
+        let idle = !self.active(now);
+        self.last_sent = Some(now);
+        if idle {
+            for candidate in &mut self.candidates {
+                candidate.outstanding.clear();
+                candidate.misses = 0;
+                candidate.restart(now);
+                if !candidate.route.relayed() {
+                    candidate.round_trip = None;
+                }
+            }
+            self.choose();
+        }
+    }
+
+    /// Notes that something authentic came over a route. A direct one that was not known is probed from now on.
+    pub fn heard(&mut self, now: Instant, route: Route) {
+        if route.relayed() || self.find(route).is_some() {
+            return;
+        }
+        if self.candidates.len() >= MOST_ROUTES {
+            // One that was only seen, and is not proven, gives way; else the new one is left away.
+            let chosen = self.chosen;
+            let spare = self.candidates.iter().position(|candidate| {
+                !candidate.listed
+                    && candidate.round_trip.is_none()
+                    && Some(candidate.route) != chosen
+            });
+            match spare {
+                Some(at) => self.candidates.remove(at),
+                None => return,
+            };
+        }
+        self.candidates.push(Candidate::new(route, now, false));
+        if self.chosen.is_none() {
+            self.choose();
+        }
+    }
+
+    /// Takes the answer to a probe. Answers that nobody waits for change nothing.
+    pub fn answered(&mut self, now: Instant, route: Route, number: u64) {
+        let Some(candidate) = self.find_mut(route) else {
+            return;
+        };
+        let outstanding = &mut candidate.outstanding;
+        let Some(at) = outstanding.iter().position(|(sent, _)| *sent == number) else {
+            return;
+        };
+        let Some((_, sent)) = outstanding.remove(at) else {
+            return;
+        };
+        // What was sent before it may still be on the way, or lost: that the route works is known either way.
+        outstanding.drain(..at);
+        candidate.misses = 0;
+        let measured = now.saturating_duration_since(sent);
+        candidate.round_trip = Some(match candidate.round_trip {
+            Some(before) => (before * 7 + measured) / 8,
+            None => measured,
+        });
+        self.choose();
+        let wait = if self.chosen == Some(route) {
+            HEARTBEAT
+        } else {
+            REFRESH
+        };
+        if let Some(candidate) = self.find_mut(route) {
+            candidate.next = now + wait;
+        }
+    }
+
+    /// Lets time pass; appends the probes that are due.
+    pub fn tick(&mut self, now: Instant, probes: &mut Vec<Probe>) {
+        if !self.active(now) {
+            return;
+        }
+        for candidate in &mut self.candidates {
+            candidate.expire(now);
+        }
+        self.choose();
+        for candidate in &mut self.candidates {
+            if now < candidate.next {
+                continue;
+            }
+            let number = self.next_number;
+            self.next_number += 1;
+            if candidate.outstanding.len() == OUTSTANDING {
+                candidate.outstanding.pop_front();
+                candidate.misses = candidate.misses.saturating_add(1);
+            }
+            candidate.outstanding.push_back((number, now));
+            probes.push(Probe {
+                route: candidate.route,
+                number,
+            });
+            let in_use = self.chosen == Some(candidate.route);
+            candidate.next = now
+                + match (candidate.round_trip, in_use) {
+                    (Some(_), true) if candidate.misses > 0 => DOUBT,
+                    (Some(_), true) => HEARTBEAT,
+                    (Some(_), false) if candidate.misses > 0 => DOUBT,
+                    (Some(_), false) => REFRESH,
+                    (None, _) => {
+                        let interval = candidate.interval;
+                        candidate.interval = (interval * 2).min(LAST_INTERVAL);
+                        interval
+                    }
+                };
+        }
+    }
+
+    /// When [`Agent::tick`] has something to do next; `None` until something is sent.
+    pub fn deadline(&self) -> Option<Instant> {
+        let idle = self.last_sent? + IDLE_AFTER;
+        let next = self.candidates.iter().flat_map(|candidate| {
+            let expires = candidate
+                .outstanding
+                .front()
+                .map(|(_, sent)| *sent + PATIENCE);
+            expires.into_iter().chain([candidate.next])
+        });
+        next.min().filter(|next| *next < idle)
+    }
+
+    fn active(&self, now: Instant) -> bool {
+        self.last_sent
+            .is_some_and(|sent| now.saturating_duration_since(sent) < IDLE_AFTER)
+    }
+
+    fn find(&self, route: Route) -> Option<&Candidate> {
+        self.candidates
+            .iter()
+            .find(|candidate| candidate.route == route)
+    }
+
+    fn find_mut(&mut self, route: Route) -> Option<&mut Candidate> {
+        self.candidates
+            .iter_mut()
+            .find(|candidate| candidate.route == route)
+    }
+
+    /// Takes the best route if it is better than the one in use.
+    fn choose(&mut self) {
+        let current = self.chosen.and_then(|route| self.find(route));
+        let best = self
+            .candidates
+            .iter()
+            .filter_map(|candidate| Some((candidate.score()?, candidate.route)))
+            .min();
+        self.chosen = match (current, current.and_then(Candidate::score), best) {
+            (Some(current), Some(used), Some((best, route))) => Some(if better(&best, &used) {
+                route
+            } else {
+                current.route
+            }),
+            (_, None, Some((_, route))) => Some(route),
+            (current, _, None) => self.guess(current),
+            (None, Some(_), Some((_, route))) => Some(route),
+        };
+    }
+
+    /// The route to take while none is proven: a relay, the one in use if it did not fail; without relays, any.
+    fn guess(&self, current: Option<&Candidate>) -> Option<Route> {
+        let kept = current.filter(|current| {
+            current.misses < MISSES && (current.route.relayed() || !self.relays())
+        });
+        if let Some(kept) = kept {
+            return Some(kept.route);
+        }
+        // The first of those that failed least, in fives: relays take turns when all fail.
+        let least = |candidate: &&Candidate| candidate.misses / MISSES;
+        let relays = self
+            .candidates
+            .iter()
+            .filter(|candidate| candidate.route.relayed());
+        let guess = relays
+            .min_by_key(least)
+            .or_else(|| self.candidates.iter().min_by_key(least));
+        guess.map(|candidate| candidate.route)
+    }
+
+    fn relays(&self) -> bool {
+        self.candidates
+            .iter()
+            .any(|candidate| candidate.route.relayed())
+    }
+}
+
+/// Whether changing is worth it: another kind of route, or at least a quarter and 2 ms less.
+fn better(new: &Score, used: &Score) -> bool {
+    if new.relayed != used.relayed {
+        return !new.relayed;
+    }
+    new.round_trip + Duration::from_millis(2) <= used.round_trip
+        && new.round_trip * 4 <= used.round_trip * 3
+}
