@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn what_sandboxes_were_promised_is_shared_out() {
         let node: NodeDescription = serde_json::from_value(serde_json::json!({
-            "id": "n0", "name": "m1", "driver": "container", "memory_snapshots": false,
+            "id": "n000", "name": "m1", "driver": "container", "memory_snapshots": false,
             "capacity": Resources { vcpus: 4, memory: Bytes::gibibytes(8), disk: Bytes(0) },
             "allocated": Resources { vcpus: 8, memory: Bytes::gibibytes(4), disk: Bytes(0) },
             "sandboxes": 4, "sandboxes_max": 100, "slots_ready": 1, "paused": 1,

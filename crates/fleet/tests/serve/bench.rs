@@ -270,8 +270,13 @@ impl Bench {
 
     /// The same with another source of demand.
     pub(crate) async fn follow(&mut self, source: Arc<dyn Source>) {
-        self.fleet.resign().await.unwrap();
         self.source = source;
+        self.restart().await;
+    }
+
+    /// Ends it in order, and starts it as it is configured now.
+    pub(crate) async fn restart(&mut self) {
+        self.fleet.resign().await.unwrap();
         self.fleet = self.another();
         assert!(self.fleet.try_lead(self.now()).await.unwrap());
     }

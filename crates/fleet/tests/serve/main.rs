@@ -214,11 +214,39 @@ async fn what_cluster_autoscaler_wants_is_switched_and_nothing_else() {
 
 #[tokio::test]
 async fn machines_that_wait_for_their_turn_wake_one_after_the_other() {
-    let mut bench = bench_with(5, "", false).await;
-    for name in ["m1", "m2", "m3", "m4"] {
+    let mut bench = bench(5).await;
+    let names = ["m1", "m2", "m3", "m4"];
+    for name in names {
         bench.until(name, false).await;
     }
     bench.run(Span(60)).await;
-    assert!(bench.with(|world| world.machines["m4"].sent[0].0) > Moment(0));
-    assert_eq!(bench.fleet.shared().status().machines["off"], 4);
+    bench.file.wakes_per_second = 0.5;
+    bench.restart().await;
+    bench.ask("a", 4, Some("m0"));
+    for name in names {
+        bench.ask(name, 4, None);
+    }
+    bench.run(STEP).await;
+    let woken = |bench: &bench::Bench| -> Vec<Moment> {
+        let sent = names.map(|name| bench.with(|world| world.machines[name].sent.clone()));
+        let on = sent.iter().flatten().filter(|(_, how)| how == "On");
+        let mut on: Vec<Moment> = on.map(|(at, _)| *at).collect();
+        on.sort_unstable();
+        on
+    };
+    assert_eq!(woken(&bench).len(), 1);
+    for _ in 0..7 {
+        bench.pass(Span(1)).await;
+        bench.fleet.pulse(bench.now()).await.unwrap();
+        bench
+            .fleet
+            .drive(tokio::time::sleep(Duration::from_secs(10)))
+            .await;
+    }
+    let woken = woken(&bench);
+    assert_eq!(woken.len(), 4, "{woken:?}");
+    let apart = woken
+        .windows(2)
+        .all(|pair| pair[1].since(pair[0]) >= Span(2));
+    assert!(apart, "{woken:?}");
 }
