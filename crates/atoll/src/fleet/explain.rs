@@ -25,12 +25,12 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TIME")]
     at: Option<When>,
 
-    #[command(flatten)]
-    connection: Connection,
-
     /// Print JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
 }
 
 /// Does it.

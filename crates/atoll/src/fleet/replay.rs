@@ -10,11 +10,11 @@ use fleet::{
 const EXAMPLES: &str = "\
 Examples:
   atoll fleet replay --from 24h --policy threshold
-  atoll fleet replay --from 2026-05-01T00:00:00Z --to 2026-05-08T00:00:00Z --policy atoll --policy always-on
+  atoll fleet replay --from 2026-05-01T00:00:00Z --to 2026-05-08T00:00:00Z --policy always-on
 
-`atoll fleet serve` writes down what was asked for and which machines were on, for 30 days. `recorded` is
-what was, by the watts of the configuration; the other policies are simulated on the same requests,
-with boot times as configured. `oracle` knows the future.";
+`atoll fleet serve` writes down what was asked for and which machines were on, for 30 days.
+`recorded` is what was, by the watts of the configuration; the other policies are simulated on the
+same requests, with boot times as configured. `oracle` knows the future.";
 
 /// Run a past period again under other policies
 #[derive(Debug, clap::Args)]
@@ -32,12 +32,12 @@ pub(super) struct Arguments {
     #[arg(long = "policy", value_name = "NAME")]
     policies: Vec<Kind>,
 
-    #[command(flatten)]
-    connection: Connection,
-
     /// Print JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
 }
 
 /// Does it.

@@ -24,8 +24,9 @@ Examples:
   atoll fleet serve --config fleet.toml --grpc 0.0.0.0:8086 \\
       --tls-cert server.pem --tls-key server.key --tls-client-ca ca.pem
 
-Beside it: `atoll fleet status`, `atoll fleet explain NODE`, `atoll fleet replay`. Killed at any moment, it goes on
-where it was when it is started again. A second one with the same data directory stands by.";
+Beside it: `atoll fleet status`, `atoll fleet explain NODE`, `atoll fleet replay`. Killed at any
+moment, it goes on where it was when it is started again. A second one with the same data
+directory stands by.";
 
 /// Time between two looks whether the other instance is gone.
 const STAND_BY: Duration = Duration::from_secs(1);
