@@ -257,8 +257,14 @@ impl Lab {
         let mut loaded = [0.0; 2];
         for (loaded, streams) in loaded.iter_mut().zip(["", "-P 4"]) {
             let line = format!("iperf3 -c 10.7.0.2 -t {} {streams}", seconds + 1);
-            let mut load = start(&self.spaces[0], &line)?;
-            std::thread::park_timeout(Duration::from_millis(500));
+            let mut load = self.again(|| {
+                let mut load = start(&self.spaces[0], &line)?;
+                std::thread::park_timeout(Duration::from_millis(500));
+                match load.try_wait()? {
+                    None => Ok(load),
+                    Some(_) => Err("the load ended at once".into()),
+                }
+            })?;
             *loaded = self.ping(seconds)?;
             load.wait()?;
         }
@@ -279,10 +285,21 @@ impl Lab {
         ])
     }
 
+    /// Tries until it works: `iperf3` takes a moment between two clients.
+    fn again<T>(&self, mut attempt: impl FnMut() -> Outcome<T>) -> Outcome<T> {
+        for _ in 0..10 {
+            if let Ok(result) = attempt() {
+                return Ok(result);
+            }
+            std::thread::park_timeout(Duration::from_millis(200));
+        }
+        attempt()
+    }
+
     /// Gb/s received, and segments sent again.
     fn iperf(&self, seconds: u64, options: &str) -> Outcome<(f64, f64)> {
         let line = format!("iperf3 -c 10.7.0.2 -f m -t {seconds} {options}");
-        let text = run(&self.spaces[0], &line)?;
+        let text = self.again(|| run(&self.spaces[0], &line))?;
         // The sums, if there are several streams.
         let find = |end: &str| {
             let mut lines = text.lines().filter(|line| line.trim_end().ends_with(end));

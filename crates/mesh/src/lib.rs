@@ -9,6 +9,9 @@
 //! decision that outlives a packet. Peers are told to it ([`Engine::set_peer`]) and may be added, changed and removed while it
 //! runs. A peer is its public key; the mesh's other identities live with whoever calls this.
 //!
+//! [`path`] decides which way packets to a peer go (relay first, direct once proven). It has no I/O, and the engine does not ask it
+//! yet: without relays there is one way only.
+//!
 //! Start reading at [`engine`]; then `crypto` for what the core must do, `offload` for cutting and joining
 //! packets, `wire` for sockets, `tun` for the device.
 //!
