@@ -289,7 +289,7 @@ async fn the_fallback_switches_when_the_first_driver_cannot() {
 
 #[tokio::test]
 async fn only_one_instance_acts() {
-    let mut bench = bench().await;
+    let bench = bench().await;
     assert!(bench.journal.lead().await.unwrap().is_none());
     let machine = Machine::new(false, Fault::None);
     bench
