@@ -12,6 +12,17 @@
 //! [`path`] decides which way packets to a peer go (relay first, direct once proven). It has no I/O, and the engine does not ask it
 //! yet: without relays there is one way only.
 //!
+//! What `examples/throughput.rs` printed on two shared processors (Linux 6.18, reno, medians of 3 rounds of 2 s),
+//! beside Debian 12's wireguard-go (0.0.20220316), which has no offloads:
+//!
+//! | | 1 TCP stream | back | 4 streams | CPU s/Gbit, both daemons | ping, idle | with 1 stream | with 4 | peak memory |
+//! | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+//! | this | 3.90 Gb/s | 3.84 | 3.22 | 0.45 | 0.24 ms | 1.9 ms | 3.1 ms | 7.7 MiB |
+//! | wireguard-go | 0.54 Gb/s | 0.58 | 0.66 | 2.28 | 0.38 ms | 1.2 ms | 1.4 ms | 37.5 MiB |
+//!
+//! Its pings are shorter under load as it carries a sixth of the traffic. With other work on the machine, this one's single
+//! stream went down to 1.8 Gb/s and the ratios lay between 4.2 and 7.3.
+//!
 //! Start reading at [`engine`]; then `crypto` for what the core must do, `offload` for cutting and joining
 //! packets, `wire` for sockets, `tun` for the device.
 //!

@@ -1,7 +1,7 @@
 //! What the engine needs of a WireGuard core, as our own traits: handshakes, sealing and opening in batches, timers.
 //!
 //! The core behind them is the `noise` module of [boringtun](https://docs.rs/boringtun), and nothing outside
-//! [`noise`] knows that. Why this one and not its fork `gotatun`, both being alive:
+//! `noise.rs` knows that. Why this one and not its fork `gotatun`, both being alive:
 //!
 //! - boringtun is BSD-3-Clause and builds with what is in the workspace already (ring) and the RustCrypto crates of the
 //!   handshake. gotatun is MPL-2.0, asks for Rust 1.95 where the workspace promises 1.88, and brings tokio, futures, eyre
