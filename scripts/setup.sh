@@ -50,6 +50,9 @@ for purpose in "${@:-build}"; do
       need_to_run
       need_to_lint
       need ip iproute2
+      # What the fleet's power drivers are held against.
+      need ipmitool ipmitool
+      need openssl openssl
       # What the mesh is held against.
       need ping iputils-ping
       need wireguard-go wireguard-go

@@ -101,7 +101,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         false => keep::FILE,
     });
     let kept = tokio::select! {
-        status = signals.stop() => return Ok(status),
+        _ = signals.stop() => return Ok(0),
         kept = wait_for(&path) => kept?,
     };
     let listener = TcpListener::bind(&arguments.listen)
@@ -120,8 +120,9 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     let routes = router(shared.clone(), door);
     let serving = tokio::spawn(Door::serve(listener, routes, std::future::pending()));
     style::note(&format!("serving http://{address}/v1/fleet"));
-    let mut status = 0;
-    let end = async { status = signals.stop().await };
+    let end = async {
+        signals.stop().await;
+    };
     let mut calls = calls.map(|calls| calls.answering(shared));
     run(&mut fleet, end, |fleet, acts| {
         if let Some(calls) = &mut calls {
@@ -133,7 +134,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     })
     .await;
     serving.abort();
-    Ok(status)
+    Ok(0)
 }
 
 /// Waits until no other process uses the store.

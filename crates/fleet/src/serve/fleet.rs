@@ -105,6 +105,8 @@ pub struct Fleet {
     dry_run: bool,
     shared: Arc<Shared>,
     acting: Option<Acting>,
+    /// What the last tick complained of.
+    trouble: Vec<String>,
 }
 
 impl Fleet {
@@ -167,6 +169,7 @@ impl Fleet {
             dry_run: setup.dry_run,
             shared,
             acting: None,
+            trouble: Vec::new(),
         };
         fleet.publish_standing(Standing::Starting);
         Ok(fleet)
@@ -398,6 +401,11 @@ impl Fleet {
             .keep_house(&held, &self.base, &self.store, now)
             .await?;
         acting.last = Some(now);
+        // Once, and not with every tick for as long as it lasts.
+        for one in trouble.iter().filter(|one| !self.trouble.contains(one)) {
+            tracing::warn!("{one}");
+        }
+        self.trouble.clone_from(&trouble);
         self.publish(&inventory, &plan, &intents, trouble, now);
         Ok(())
     }
