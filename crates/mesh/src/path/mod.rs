@@ -47,6 +47,8 @@ const REFRESH: Duration = Duration::from_secs(10);
 const FIRST_INTERVAL: Duration = Duration::from_millis(100);
 /// See [`FIRST_INTERVAL`].
 const LAST_INTERVAL: Duration = Duration::from_secs(16);
+/// From this interval on, hearing something over a route that is not proven begins with the first anew.
+const RECONSIDER: Duration = Duration::from_millis(3_200);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Misses in a row after which a route is not proven any more.
@@ -223,9 +225,17 @@ impl Agent {
         }
     }
 
-    /// Notes that something authentic came over a route. A direct one that was not known is probed from now on.
+    /// Notes that something authentic came over a route. A direct one that was not known is probed from now on; one that was
+    /// nearly given up is probed often again, as one half of it works.
     pub fn heard(&mut self, now: Instant, route: Route) {
-        if route.relayed() || self.find(route).is_some() {
+        if route.relayed() {
+            return;
+        }
+        if let Some(candidate) = self.find_mut(route) {
+            // Not before it was probed for a while: what is heard all the time must not keep this at its fastest.
+            if candidate.round_trip.is_none() && candidate.interval >= RECONSIDER {
+                candidate.restart(now);
+            }
             return;
         }
         if self.candidates.len() >= MOST_ROUTES {

@@ -14,8 +14,8 @@ const END: u64 = 70_000;
 const DATA_EVERY: u64 = 100;
 /// From a fault to the time when everything goes another way.
 const DETECTED: u64 = 6_000;
-/// From when a direct route works to the time when it is used: the longest interval of probes, and luck with losses.
-const FOUND: u64 = 25_000;
+/// From when a direct route works to the time when it is used: two of the longest intervals, as one probe may be lost.
+const FOUND: u64 = 36_000;
 
 /// SplitMix64: small, and good enough to make cases.
 struct Chance(u64);
