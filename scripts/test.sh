@@ -34,7 +34,7 @@ count() {
 
 step "format, lints, licences" scripts/lint.sh
 if cargo nextest --version >/dev/null 2>&1; then
-  step "unit and integration tests" cargo nextest run --workspace --locked --no-fail-fast
+  step "unit and integration tests" cargo nextest run --workspace --lib --bins --tests --locked --no-fail-fast
   count '.*tests? run: ([0-9]+) passed.*'
 else
   step "unit and integration tests" cargo test --workspace --locked --bins --lib --tests
