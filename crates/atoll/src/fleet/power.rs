@@ -12,14 +12,14 @@ use fleet::{
     power::{
         drivers::switchable,
         executor::{Executor, Stagger, Switchable},
-        journal::Journal,
+        journal::{Journal, LEASE, Leadership},
         transition::{Intent, Outcome, Patience, Wanted},
     },
 };
 use serde::Serialize;
 use std::{
     path::PathBuf,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 const EXAMPLES: &str = "\
@@ -35,6 +35,8 @@ Exit status: 0 if it is as wanted, else 1.";
 
 /// Time between two looks at the machine.
 const EVERY: Duration = Duration::from_secs(2);
+/// Time between two tries to be the one who acts.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Switch a machine, or show what is known of its power
 #[derive(Debug, clap::Args)]
@@ -52,9 +54,18 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
-    /// Where it is written down what was sent; below Atoll's data directory if left out
+    /// Where it is written down what was sent; in the data directory if left out
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
+
+    /// Atoll's data directory [default: /var/lib/atoll for root, else ~/.local/share/atoll]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ATOLL_DATA_DIR",
+        hide_env_values = true
+    )]
+    data_dir: Option<PathBuf>,
 
     /// Print JSON
     #[arg(long)]
@@ -107,7 +118,12 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         })?;
     let machine = switchable(entry)?;
     let path = arguments.journal.clone();
-    let path = path.unwrap_or_else(|| data_dir::default_path().join(keep::FILE));
+    let path = path.unwrap_or_else(|| {
+        let folder = arguments.data_dir.clone();
+        folder
+            .unwrap_or_else(data_dir::default_path)
+            .join(keep::FILE)
+    });
     let kept = keep::open(&path).await?;
     let journal = kept.as_ref().map(|kept| Journal::new(kept.store.clone()));
     let wanted = match arguments.action {
@@ -131,17 +147,31 @@ async fn switch(
     wanted: Wanted,
     wakes_per_second: f64,
 ) -> anyhow::Result<Outcome> {
-    let leadership = journal.lead().await?.ok_or_else(|| {
-        Failure::new(
-            "another instance of Atoll acts for this fleet",
-            "wait until it is done, or 15 seconds after it was killed",
-        )
-    })?;
+    let leadership = lead(&journal).await?;
     let stagger = Stagger::per_second(wakes_per_second);
     let mut executor = Executor::new(journal, leadership, Patience::default(), stagger);
     let result = carry_out(&mut executor, machine, wanted).await;
     executor.resign().await?;
     result
+}
+
+/// Takes the right to act. Whoever was killed with it has it for a lease's time, which passes only
+/// while a process has the store open: so it is waited for here, and not by whoever tries again.
+async fn lead(journal: &Journal) -> anyhow::Result<Leadership> {
+    let deadline = Instant::now() + Duration::from_secs(LEASE.0) + EVERY;
+    loop {
+        if let Some(leadership) = journal.lead().await? {
+            return Ok(leadership);
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::new(
+                "another instance of Atoll acts for this fleet",
+                "wait until it is done",
+            )
+            .into());
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 async fn carry_out(
