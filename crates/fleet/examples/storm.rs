@@ -2,7 +2,7 @@
 //! after the other, on one connection with mutual TLS, while the machines are looked at anew:
 //! `cargo run --release -p fleet --example storm`.
 
-#[path = "../tests/cluster/client.rs"]
+#[path = "../tests/it/cluster/client.rs"]
 #[allow(
     missing_docs,
     unreachable_pub,

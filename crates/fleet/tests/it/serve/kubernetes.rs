@@ -1,0 +1,186 @@
+//! A Kubernetes cluster as the source of demand: pods are seen where they are, nodes are cordoned and emptied
+//! before their machines sleep, and take pods again when they wake.
+
+use super::{
+    bench::{Bench, STEP, bench_with},
+    cluster::{self, Cluster},
+};
+use fleet::{
+    kubernetes::{Api, KubernetesSource, Place},
+    moment::Span,
+    serve::Source,
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+struct Scene {
+    bench: Bench,
+    cluster: Cluster,
+    source: Arc<KubernetesSource>,
+    token: tempfile::NamedTempFile,
+    _server: tokio::task::JoinSet<()>,
+}
+
+/// Three machines, of which the first is a base machine, each with a daemon's pod on it.
+async fn scene(dry_run: bool) -> Scene {
+    let mut bench = bench_with(3, "", dry_run).await;
+    let (cluster, address, server) = cluster::start().await;
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "first\n").unwrap();
+    cluster.with(|state| state.token = "first".to_owned());
+    for name in ["m0", "m1", "m2"] {
+        cluster.node(name, true);
+        cluster.pod(&format!("log-{name}"), 100, Some(name), "DaemonSet");
+    }
+    let place = Place {
+        url: Some(address),
+        token: Some(token.path().to_owned()),
+        certificate_authority: None,
+    };
+    let source = Arc::new(KubernetesSource::start(
+        Api::open(&place).unwrap(),
+        &bench.file,
+    ));
+    bench.follow(source.clone()).await;
+    let mut scene = Scene {
+        bench,
+        cluster,
+        source,
+        token,
+        _server: server,
+    };
+    scene.see().await;
+    scene
+}
+
+impl Scene {
+    /// Nodes follow their machines; what carries pods works; waits until all of that was seen.
+    async fn see(&mut self) {
+        let up: Vec<(String, bool)> = self.bench.with(|world| {
+            let machines = world.machines.iter();
+            machines.map(|(name, one)| (name.clone(), one.up)).collect()
+        });
+        for (name, up) in &up {
+            self.cluster.node(name, *up);
+        }
+        let expected = self.cluster.placed();
+        self.bench.with(|world| {
+            world.working = expected.values().flatten().cloned().collect();
+        });
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let seen = self.source.read().await;
+            if let Ok(demand) = &seen {
+                let placed: BTreeMap<String, Option<String>> = demand
+                    .workloads
+                    .iter()
+                    .map(|one| (one.name.clone(), one.machine.clone()))
+                    .collect();
+                let ready = up.iter().all(|(name, up)| {
+                    let facts = demand.nodes.get(name);
+                    facts.is_some_and(|one| one.ready == *up || one.hold)
+                });
+                if placed == expected && ready {
+                    return;
+                }
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{expected:?} {seen:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn run(&mut self, span: Span) {
+        let end = self.bench.now().plus(span);
+        while self.bench.now() < end {
+            self.bench.run(STEP).await;
+            self.see().await;
+        }
+    }
+
+    async fn until(&mut self, machine: &str, up: bool) {
+        let start = self.bench.now();
+        while self.bench.with(|world| world.machines[machine].up) != up {
+            assert!(
+                self.bench.now().since(start) < Span::hours(1),
+                "{machine} {up}"
+            );
+            self.run(STEP).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_is_emptied_and_filled_again() {
+    let mut scene = scene(false).await;
+    scene.cluster.pod("a", 1000, Some("m0"), "ReplicaSet");
+    scene.cluster.pod("b", 1000, Some("m1"), "ReplicaSet");
+    scene.cluster.with(|state| state.budget_forbids = true);
+    scene.see().await;
+    // Daemons hold nothing, so the last machine sleeps at once; a budget holds the other.
+    scene.until("m2", false).await;
+    scene.run(Span::minutes(10)).await;
+    assert!(scene.cluster.with(|state| state.evictions > 0));
+    let trouble = scene.bench.fleet.shared().status().trouble;
+    assert!(
+        trouble.iter().any(|one| one.contains("disruption budget")),
+        "{trouble:?}"
+    );
+    assert!(scene.bench.sent("m1").is_empty());
+
+    // Watches break off, the server forgets, and the token is replaced: nothing of that is seen.
+    scene.cluster.break_off();
+    std::fs::write(scene.token.path(), "second").unwrap();
+    scene
+        .cluster
+        .with(|state| state.token = "second".to_owned());
+    let lists = scene.cluster.with(|state| state.lists);
+    scene.cluster.forget();
+    scene.cluster.with(|state| state.budget_forbids = false);
+    scene.until("m1", false).await;
+    assert!(
+        scene.cluster.with(|state| state.lists) > lists,
+        "all was listed anew"
+    );
+    let placed = scene.cluster.placed();
+    assert!(
+        placed.values().all(|node| node.as_deref() == Some("m0")),
+        "{placed:?}"
+    );
+
+    // A pod that finds no place wakes a machine, and is bound there by the cluster's own scheduler.
+    scene.cluster.pod("c", 3500, None, "ReplicaSet");
+    scene.see().await;
+    scene.until("m1", true).await;
+    scene.run(Span(30)).await;
+    assert_eq!(scene.cluster.placed()["shop/c"].as_deref(), Some("m1"));
+    assert!(scene.bench.with(|world| world.violations.is_empty()));
+    let cordoned = scene
+        .cluster
+        .with(|state| state.patches.last().cloned())
+        .unwrap();
+    assert_eq!(cordoned.0, "m1");
+    assert!(cordoned.1["spec"]["unschedulable"].is_null());
+}
+
+#[tokio::test]
+async fn what_somebody_else_cordoned_is_left_and_a_dry_run_touches_nothing() {
+    let mut scene = scene(true).await;
+    scene.cluster.cordon("m2");
+    scene.see().await;
+    scene.cluster.pod("b", 1000, Some("m1"), "ReplicaSet");
+    scene.see().await;
+    scene.run(Span::minutes(20)).await;
+    assert_eq!(scene.bench.reason("m2"), "ScaleDownDisabledAnnotation");
+    let plan = scene.bench.fleet.shared().plan();
+    assert!(
+        plan.actions.iter().any(|one| one.machine == "m1"),
+        "{plan:?}"
+    );
+    let (patches, evictions) = scene
+        .cluster
+        .with(|state| (state.patches.len(), state.evictions));
+    assert_eq!((patches, evictions), (0, 0));
+    assert!(scene.bench.sent("m1").is_empty());
+}
