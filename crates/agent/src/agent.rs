@@ -69,11 +69,11 @@ impl Agent {
         })??;
         let (journal, facts) = (Arc::new(journal), Arc::new(facts));
         let admission = Arc::new(Admission::new(options.limits, facts.clone()));
-        let preparer = Preparer {
-            driver: options.driver.clone(),
-            network: options.network.clone(),
-            journal: journal.clone(),
-        };
+        let preparer = Preparer::new(
+            options.driver.clone(),
+            options.network.clone(),
+            journal.clone(),
+        );
         let processors = facts.processors;
         let parts = Arc::new(Parts {
             node: options.node,

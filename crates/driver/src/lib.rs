@@ -280,6 +280,10 @@ pub trait Driver: Send + Sync + 'static {
     /// processes, control groups, mounts, files. Returns what was removed, for the log.
     async fn sweep(&self, keep: &[u32]) -> Result<Vec<String>, DriverError>;
 
+    /// Removes what a preparation in a slot had begun when it was dropped before it was done. For
+    /// slots of such preparations only: whatever is there ends.
+    async fn clear(&self, slot: u32) -> Result<(), DriverError>;
+
     /// Ends helpers that the driver started. Sandboxes that still run go on.
     async fn shutdown(&self);
 }

@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_secs(2);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// How long closing waits for preparations that are under way.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 struct State {
     shelves: HashMap<Key, Shelf>,
@@ -61,6 +61,8 @@ pub(crate) struct Pool {
     state: Mutex<State>,
     wake: Notify,
     tasks: TaskTracker,
+    /// Ends preparations that closing cannot wait for.
+    given_up: CancellationToken,
 }
 
 impl Pool {
@@ -89,6 +91,7 @@ impl Pool {
             }),
             wake: Notify::new(),
             tasks: TaskTracker::new(),
+            given_up: CancellationToken::new(),
         }
     }
 
@@ -150,7 +153,7 @@ impl Pool {
         let (pool, plan, lease) = (self.clone(), source.plan(resources), source.lease.clone());
         // A task of its own, because a preparation must not be dropped halfway.
         self.tasks.spawn(async move {
-            let result = pool.preparer.prepare(&plan).await;
+            let result = pool.unless_given_up(pool.preparer.prepare(&plan)).await;
             let claimed = result.map(|prepared| Claimed { prepared, key });
             if let Err(Ok(claimed)) = send.send(claimed) {
                 pool.put_back(claimed).await;
@@ -337,7 +340,8 @@ impl Pool {
                 shell_of,
                 pause,
             } = refill;
-            let result = pool.preparer.prepare_warm(&plan, shell_of.as_deref()).await;
+            let prepare = pool.preparer.prepare_warm(&plan, shell_of.as_deref());
+            let result = pool.unless_given_up(prepare).await;
             let mut surplus = None;
             {
                 let mut state = pool.state();
@@ -418,11 +422,26 @@ impl Pool {
         let ready = shelves.into_iter().flat_map(|shelf| shelf.ready);
         futures::future::join_all(ready.map(|prepared| self.preparer.discard(prepared))).await;
         self.tasks.close();
-        if tokio::time::timeout(CLOSE_DEADLINE, self.tasks.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!("preparations did not end in time; the next start takes them down");
+        let ended = async || tokio::time::timeout(CLOSE_DEADLINE, self.tasks.wait()).await;
+        if ended().await.is_ok() {
+            return;
+        }
+        tracing::warn!("preparations did not end in time: giving them up");
+        self.given_up.cancel();
+        if ended().await.is_err() {
+            tracing::warn!("preparations did not end at all; the next start takes them down");
+        }
+        self.preparer.give_up().await;
+    }
+
+    /// What a preparation comes to, unless the pool closes and cannot wait for it any longer.
+    async fn unless_given_up<T>(
+        &self,
+        prepare: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        tokio::select! {
+            result = prepare => result,
+            () = self.given_up.cancelled() => Err(crate::problems::stopping()),
         }
     }
 }

@@ -60,7 +60,9 @@ impl Driver for SimulatedDriver {
         slot: Arc<NetworkSlot>,
         plan: &Plan,
     ) -> Result<Box<dyn Prepared>, DriverError> {
+        self.0.contents().preparing.insert(slot.number);
         tokio::time::sleep(self.0.prepare_time).await;
+        self.0.contents().preparing.remove(&slot.number);
         if Faults::strike(&self.0.faults.prepare) {
             return Err(DriverError::Exhausted {
                 what: "disk",
@@ -119,6 +121,7 @@ impl Driver for SimulatedDriver {
         let prepared: Vec<u32> = contents.prepared.iter().copied().collect();
         let machines: Vec<u32> = contents.machines.keys().copied().collect();
         let mut removed = Vec::new();
+        contents.preparing.clear();
         for slot in prepared {
             contents.prepared.remove(&slot);
             removed.push(format!("prepared sandbox {slot}"));
@@ -128,6 +131,11 @@ impl Driver for SimulatedDriver {
             removed.push(format!("machine {slot}"));
         }
         Ok(removed)
+    }
+
+    async fn clear(&self, slot: u32) -> Result<(), DriverError> {
+        self.0.contents().preparing.remove(&slot);
+        Ok(())
     }
 
     async fn shutdown(&self) {

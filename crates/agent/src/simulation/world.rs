@@ -68,6 +68,8 @@ pub(super) struct Contents {
     pub(super) slots: BTreeSet<u32>,
     /// Slots that are closed off from the internet.
     pub(super) closed: BTreeSet<u32>,
+    /// Slots in which something is being prepared, or was begun.
+    pub(super) preparing: BTreeSet<u32>,
     /// Slots with a prepared sandbox.
     pub(super) prepared: BTreeSet<u32>,
     /// Slots with a running machine, or with what is left of one.
@@ -92,6 +94,7 @@ impl Default for Contents {
             },
             slots: BTreeSet::new(),
             closed: BTreeSet::new(),
+            preparing: BTreeSet::new(),
             prepared: BTreeSet::new(),
             machines: BTreeMap::new(),
             next_pid: 0,
@@ -192,6 +195,11 @@ impl World {
     /// Slots that have an interface.
     pub fn slots(&self) -> Vec<u32> {
         self.contents().slots.iter().copied().collect()
+    }
+
+    /// Slots in which something is being prepared, or was begun and not taken down.
+    pub fn preparing(&self) -> Vec<u32> {
+        self.contents().preparing.iter().copied().collect()
     }
 
     /// Slots that hold a prepared sandbox.

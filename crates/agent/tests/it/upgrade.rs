@@ -189,6 +189,25 @@ async fn stop_meanwhile(prepare_milliseconds: u64, times: u64) {
     }
 }
 
+/// A machine that never comes up, which emulators know: stopping does not wait for it, and it goes.
+#[tokio::test]
+async fn a_stop_gives_up_what_never_gets_ready() {
+    let mut world = World::with_snapshots();
+    Arc::get_mut(&mut world).unwrap().prepare_time = Duration::from_secs(3600);
+    let house = House::new(world);
+    let agent = house.agent_with_guests().await;
+    let creating = tokio::spawn({
+        let agent = agent.clone();
+        async move { create(&agent, 1).await }
+    });
+    wait_for("the template", || !house.world.preparing().is_empty()).await;
+    tokio::time::timeout(Duration::from_secs(60), agent.stop())
+        .await
+        .expect("it stops");
+    assert!(creating.await.unwrap().is_err());
+    house.assert_empty();
+}
+
 fn start_in(house: &House) -> impl Future<Output = Arc<Agent>> + Send + use<> {
     let options = house.options();
     async move {

@@ -514,6 +514,16 @@ impl Driver for Container {
         .await
     }
 
+    async fn clear(&self, slot: u32) -> Result<(), DriverError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            inner.clear_slot(slot)?;
+            inner.let_go(slot);
+            Ok(())
+        })
+        .await
+    }
+
     async fn shutdown(&self) {
         let mut clearing = self.inner.clearing.subscribe();
         let cleared = clearing.wait_for(|count| *count == 0);

@@ -108,6 +108,18 @@ impl<D: MicroVms> Driver for D {
         .await
     }
 
+    async fn clear(&self, slot: u32) -> Result<(), DriverError> {
+        let vmm = Arc::clone(self.vmm());
+        // One that was dropped after it had got a process is being ended.
+        vmm.host().wait_for_clearing().await;
+        blocking(move || {
+            clear_slot(&*vmm, slot)?;
+            vmm.host().let_go(slot);
+            Ok(())
+        })
+        .await
+    }
+
     async fn shutdown(&self) {
         let vmm = Arc::clone(self.vmm());
         vmm.host().wait_for_clearing().await;

@@ -53,6 +53,9 @@ pub(super) enum Begin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Description {
     pub(super) accelerator: Accelerator,
+    /// Whether this QEMU may go on running what it has translated while another processor changes it. A
+    /// kernel does that to itself as it boots, so its processors then take turns.
+    pub(super) stale_code: bool,
     pub(super) resources: Resources,
     pub(super) begin: Begin,
 }
@@ -61,6 +64,7 @@ pub(super) struct Description {
 pub(super) fn arguments(description: &Description) -> Vec<String> {
     let Description {
         accelerator,
+        stale_code,
         resources,
         begin,
     } = description;
@@ -79,7 +83,14 @@ pub(super) fn arguments(description: &Description) -> Vec<String> {
         "-accel",
         match accelerator {
             Accelerator::Kvm => "kvm".into(),
-            Accelerator::Tcg => format!("tcg,tb-size={TRANSLATIONS}"),
+            Accelerator::Tcg => {
+                let threads = if fresh && *stale_code {
+                    ",thread=single"
+                } else {
+                    ""
+                };
+                format!("tcg,tb-size={TRANSLATIONS}{threads}")
+            }
         },
     );
     add("-cpu", accelerator.processor().into());
@@ -171,6 +182,7 @@ mod tests {
     fn description(begin: Begin) -> Description {
         Description {
             accelerator: Accelerator::Tcg,
+            stale_code: true,
             resources: Resources {
                 vcpus: 2,
                 memory: Bytes::mebibytes(256),
@@ -190,6 +202,21 @@ mod tests {
     #[test]
     fn a_machine_that_is_resumed() {
         insta::assert_snapshot!(arguments(&description(Begin::Incoming)).join("\n"));
+    }
+
+    #[test]
+    fn processors_take_turns_only_where_they_must() {
+        let booting = description(Begin::Boot {
+            parameters: String::new(),
+        });
+        assert!(arguments(&booting).join(" ").contains("thread=single"));
+        let sound = Description {
+            stale_code: false,
+            ..booting
+        };
+        for other in [sound, description(Begin::Incoming)] {
+            assert!(!arguments(&other).join(" ").contains("thread="));
+        }
     }
 
     #[test]

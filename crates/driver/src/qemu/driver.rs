@@ -232,6 +232,7 @@ impl Vmm for Inner {
         };
         let description = Description {
             accelerator: this.accelerator,
+            stale_code: this.runtime.has_stale_code(),
             resources: plan.resources,
             begin: match resumed {
                 Some(_) => Begin::Incoming,

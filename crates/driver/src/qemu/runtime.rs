@@ -98,6 +98,19 @@ impl Runtime {
     }
 }
 
+impl Runtime {
+    /// Whether its translator loses the race with another processor that writes to the code which it is
+    /// translating: it did until version 8.1, which locks the page first. What is stale stays in use for
+    /// ever; a booting kernel that patched itself was seen to fall into the same breakpoint without end.
+    pub(super) fn has_stale_code(&self) -> bool {
+        let number = self.version.trim_start_matches("QEMU ");
+        let mut parts = number
+            .split('.')
+            .map(|part| part.parse::<u32>().unwrap_or(0));
+        (parts.next(), parts.next()) < (Some(8), Some(1))
+    }
+}
+
 fn find(folders: &[&str], name: &str) -> Option<PathBuf> {
     folders
         .iter()
@@ -188,6 +201,23 @@ mod tests {
         let text = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright\n";
         assert_eq!(parse_version(text).as_deref(), Some("QEMU 7.2.22"));
         assert_eq!(parse_version("something else"), None);
+    }
+
+    #[test]
+    fn old_translators_are_known() {
+        let of = |version: &str| Runtime {
+            program: PathBuf::new(),
+            version: format!("QEMU {version}"),
+            files: Vec::new(),
+        };
+        for (version, stale) in [
+            ("7.2.22", true),
+            ("8.0.5", true),
+            ("8.1.0", false),
+            ("10.0.2", false),
+        ] {
+            assert_eq!(of(version).has_stale_code(), stale, "{version}");
+        }
     }
 
     #[test]

@@ -5,7 +5,11 @@
 use crate::support;
 
 use driver::{DriverError, DriverKind, Exit, Origin, Plan, SaveOptions, SavedState};
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use support::{World, guest, is_healthy, report, wait_for};
 
 /// Each test for each driver that is to pass it. Where the machine that this was built on has no
@@ -33,6 +37,7 @@ conformance! {
     container as Container:
         a_sandbox_starts_serves_and_leaves_nothing,
         a_prepared_sandbox_can_be_discarded_or_dropped,
+        a_preparation_can_be_given_up,
         a_slot_can_be_used_again_at_once,
         each_sandbox_runs_as_a_user_of_its_own,
         a_running_sandbox_outlives_its_driver_and_is_adopted,
@@ -44,6 +49,7 @@ conformance! {
     qemu as Qemu:
         a_sandbox_starts_serves_and_leaves_nothing,
         a_prepared_sandbox_can_be_discarded_or_dropped,
+        a_preparation_can_be_given_up,
         a_slot_can_be_used_again_at_once,
         each_sandbox_runs_as_a_user_of_its_own,
         a_running_sandbox_outlives_its_driver_and_is_adopted,
@@ -62,6 +68,7 @@ conformance! {
     firecracker as Firecracker unless "ATOLL_TEST_FIRECRACKER names none; see tests/firecracker.rs":
         a_sandbox_starts_serves_and_leaves_nothing,
         a_prepared_sandbox_can_be_discarded_or_dropped,
+        a_preparation_can_be_given_up,
         a_slot_can_be_used_again_at_once,
         each_sandbox_runs_as_a_user_of_its_own,
         a_running_sandbox_outlives_its_driver_and_is_adopted,
@@ -111,6 +118,36 @@ async fn a_prepared_sandbox_can_be_discarded_or_dropped(world: World) {
     drop(dropped);
     driver.shutdown().await;
     assert_eq!(world.leftovers(), [""; 0]);
+}
+
+/// At any moment of it, since whoever waited for it may have to end. What was begun is cleared.
+async fn a_preparation_can_be_given_up(world: World) {
+    let driver = world.driver();
+    // The first one makes what the others find.
+    world.prepare(&*driver).await.discard().await;
+    let mut given_up = Vec::new();
+    for milliseconds in [0, 3, 10, 30, 100, 300, 1000] {
+        let (slot, plan) = (world.network(), world.plan());
+        let number = slot.number;
+        let preparing = driver.prepare(slot, &plan);
+        match tokio::time::timeout(Duration::from_millis(milliseconds), preparing).await {
+            Ok(prepared) => prepared.unwrap().discard().await,
+            Err(_) => given_up.push(number),
+        }
+    }
+    assert!(!given_up.is_empty());
+    // A step that was under way on another thread may end after the first look.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        for slot in &given_up {
+            driver.clear(*slot).await.unwrap();
+        }
+        driver.shutdown().await;
+        match world.leftovers() {
+            none if none.is_empty() => return,
+            left => assert!(Instant::now() < deadline, "{left:?}"),
+        }
+    }
 }
 
 async fn a_slot_can_be_used_again_at_once(world: World) {

@@ -141,6 +141,11 @@ impl House {
             [0u32; 0],
             "prepared sandboxes are left"
         );
+        assert_eq!(
+            self.world.preparing(),
+            [0u32; 0],
+            "something half prepared is left"
+        );
         assert_eq!(self.world.slots(), [0u32; 0], "slots are left");
     }
 }
