@@ -1,4 +1,4 @@
-"""The manifests of the Kubernetes guide: Kubernetes takes them, and they say what the program knows."""
+"""The fleet's pages and manifests: Kubernetes takes these, and they say what the program knows."""
 
 import functools
 import glob
@@ -13,6 +13,7 @@ import yaml
 from harness.atoll import BINARY, ROOT
 
 GUIDE = os.path.join(ROOT, "docs", "kubernetes.md")
+PAGE = os.path.join(ROOT, "docs", "fleet.md")
 FOLDER = os.path.join(ROOT, "docs", "kubernetes")
 FILES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(FOLDER, "*.yaml")))
 # What Cluster Autoscaler 1.26 to 1.36 is made for.
@@ -152,6 +153,7 @@ def test_it_may_do_what_it_does_and_no_more():
     assert {"nodes", "pods", "poddisruptionbudgets"} <= asked, asked
     assert {name.split("/")[0] for name in allowed} == asked - {"namespaces"}
     assert ("pods/eviction" in allowed) == ("/eviction" in sources)
+    assert ("delete" in allowed["nodes"]) == (".delete(&path" in sources)
     assert "patch" in allowed["nodes"] and "patch" not in allowed["pods"] and "delete" not in allowed["pods"]
 
 
@@ -161,3 +163,46 @@ def test_the_guide_names_every_manifest():
         assert f"(kubernetes/{name})" in guide, f"the guide does not name {name}"
     for name in re.findall(r"kubectl apply -f docs/kubernetes/(\S+)", guide):
         assert name in FILES, f"the guide applies {name}, which is not there"
+
+
+def blocks(path, language):
+    """What is between fences of a page, of one language; of none if that is empty."""
+    found, inside = [], None
+    for line in open(path).read().splitlines():
+        if line.startswith("```"):
+            if inside is None:
+                inside = (line[3:], [])
+            else:
+                found.append(inside)
+                inside = None
+        elif inside is not None:
+            inside[1].append(line)
+    return ["\n".join(lines) + "\n" for name, lines in found if name == language]
+
+
+def commands():
+    """The `atoll fleet` commands of both pages, each with its flags."""
+    found = set()
+    for block in blocks(GUIDE, "") + blocks(PAGE, ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.findall(r"\batoll fleet ([a-z].*?)(?:\s#.*)?$", line):
+                words = command.split()
+                found.add((words[0], tuple(word for word in words if word.startswith("--"))))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("command,given", commands())
+def test_commands_of_the_pages_are_there(command, given):
+    done = subprocess.run([BINARY, "fleet", command, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for flag in given:
+        assert re.search(rf"(?:^|[ ,]){flag}(?: |$)", done.stdout, re.M), f"`atoll fleet {command}` does not know {flag}"
+
+
+def test_the_pages_configuration_is_one(tmp_path):
+    whole = next(block for block in blocks(PAGE, "toml") if block.startswith("# fleet.toml"))
+    config = tmp_path / "fleet.toml"
+    config.write_text(whole.replace("…", "ab" * 32))
+    command = [BINARY, "fleet", "check", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
