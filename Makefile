@@ -14,7 +14,7 @@ help: ## Show this list
 	@echo "make test    everything that must pass: format, lints, licences, unit and whole-system tests, fuzzing"
 	@echo "make lint    the first three of these"
 	@echo "make bench   measure Atoll side by side with its peers; results in bench/out/"
-	@echo "make bench-fleet  measure the fleet: Cluster Autoscaler's calls on 5,000 machines, plans, distance from the bound"
+	@echo "make bench-fleet  measure the fleet: Cluster Autoscaler's calls on 5,000 machines, plans, distance from the bound, energy of weeks"
 	@echo "make soak    pause and resume 10,000 times, kill everything 200 times, make and delete 50 states (hours;"
 	@echo "             CYCLES=, KILLS= and OBJECTS= change how often)"
 	@echo "make build   the program: \$$CARGO_TARGET_DIR/release/atoll"
@@ -41,6 +41,7 @@ bench-fleet: ## The fleet alone
 	@scripts/setup.sh build
 	@cargo run --quiet --release --locked -p fleet --example storm
 	@cargo run --quiet --release --locked -p fleet --example speed
+	@cargo run --quiet --release --locked -p fleet --example weeks
 
 soak: ## For hours: what must hold however often
 	@scripts/setup.sh test

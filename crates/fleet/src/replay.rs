@@ -9,7 +9,7 @@ use crate::{
         Recorded,
         record::{Event, Segment},
     },
-    simulate::{Comparison, Options, Request, Row, Sample, Trace, compare},
+    simulate::{Comparison, Options, Request, Row, Trace, compare},
 };
 use std::collections::HashMap;
 
@@ -245,41 +245,9 @@ impl Past {
         }
     }
 
-    /// What was drawn between two moments.
     fn measure(&mut self, from: Moment, until: Moment) {
         let tariff = &self.prices.tariff;
-        let (mut watts, mut awake, mut used, mut on) = (0.0, 0, 0, 0);
-        for (index, machine) in self.inventory.enumerate() {
-            watts += self.inventory.watts(index);
-            if machine.power == Power::On {
-                awake += machine.capacity.cpu_millis;
-                used += self.inventory.used(index).cpu_millis;
-                on += 1;
-            }
-        }
-        let waiting = self.inventory.waiting();
-        let waiting: u64 = waiting
-            .filter_map(|index| Some(self.inventory.workload(index)?.request.cpu_millis))
-            .sum();
-        let mut at = from;
-        // Prices change with the hour.
-        while at < until {
-            let next = Moment((at.0 / 3600 + 1) * 3600).min(until);
-            let kilowatt_hours = watts * next.since(at).as_hours() / 1000.0;
-            self.row.energy_kwh += kilowatt_hours;
-            self.row.cost += kilowatt_hours * tariff.price(at);
-            self.row.carbon_kg += kilowatt_hours * tariff.carbon(at) / 1000.0;
-            at = next;
-        }
-        if until > from {
-            self.row.samples.push(Sample {
-                at: from,
-                demand_cpu: (used + waiting) as f64 / 1000.0,
-                awake_cpu: awake as f64 / 1000.0,
-                watts,
-                machines_on: on,
-            });
-        }
+        self.row.measure(&self.inventory, tariff, from, until);
     }
 
     fn finish(&mut self, end: Moment) {

@@ -294,7 +294,8 @@ pub type Watch = BoxStream<'static, Result<Batch, StoreError>>;
 /// Transactional keys with revisions, watches and leases.
 ///
 /// Every call is linearizable: it takes effect at one moment between its start and its end, and
-/// what was acknowledged survives a crash of the process or the machine.
+/// what was acknowledged survives a crash of the process or the machine. Only
+/// [`Store::transact_soon`] promises less, and says what.
 ///
 /// | here | etcd v3 |
 /// | --- | --- |
@@ -302,6 +303,7 @@ pub type Watch = BoxStream<'static, Result<Batch, StoreError>>;
 /// | [`Store::get`] | `Range` of one key, linearizable |
 /// | [`Store::range`] | `Range` with `range_end` = prefix + 1, `limit`, `revision`, sorted by key; `after` is the key with a NUL appended as range start |
 /// | [`Store::transact`] | `Txn`: conditions are compares (`Absent`: `CREATE == 0`, `Exists`: `CREATE > 0`, `Unchanged`: `MOD == revision`), `then` is `success`, and `failure` reads the conditions' keys |
+/// | [`Store::transact_soon`] | the same as [`Store::transact`] |
 /// | [`Store::watch`] | `Watch` with `start_revision`, progress by batches of one revision (no `fragment`) |
 /// | [`StoreError::Compacted`] | `compact_revision` of a cancelled watch, or `ErrCompacted` |
 /// | [`Store::grant`], [`Store::keep_alive`], [`Store::revoke`] | `LeaseGrant`, `LeaseKeepAlive`, `LeaseRevoke`; the time to live is whole seconds |
@@ -323,6 +325,17 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Fails with [`StoreError::LeaseNotFound`] if it would attach a key to a lease that is gone.
     async fn transact(&self, transaction: Transaction) -> Result<Outcome, StoreError>;
+
+    /// The same for whoever cannot wait for the disk: it is answered once it survives the end of
+    /// this process, `kill -9` included. A power cut of the machine within a fraction of a second
+    /// may undo it, wholly and with all that came after it: what is kept is always how things were
+    /// at one moment. All that [`Store::transact`] acknowledges later is safe only together with
+    /// it, so nothing that follows from it and is on disk can be without it.
+    ///
+    /// A store that knows no such difference does as [`Store::transact`] does.
+    async fn transact_soon(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
+        self.transact(transaction).await
+    }
 
     /// The changes below a prefix, from revision `from` (included) on, without a gap; later ones
     /// follow as they happen.

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Helpers of tests too.
 
+#[path = "sqlite/power_cut.rs"]
+mod power_cut;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::{
@@ -140,6 +143,8 @@ async fn it_forgets_old_history_by_itself() {
 }
 
 const CHILD: &str = "STORE_TEST_CHILD";
+/// Set if it does not wait for the disk.
+const SOON: &str = "STORE_TEST_SOON";
 
 /// Not a test by itself: writes as fast as it can until it is killed, and prints each number once
 /// it is acknowledged. Two keys change together, so that half a transaction would show.
@@ -159,18 +164,36 @@ async fn child_that_writes_until_it_is_killed() {
     for number in begin + 1.. {
         let (left, right) = (number.to_string(), number.to_string());
         let both = [Operation::put("left", left), Operation::put("right", right)];
-        store.transact(Transaction::always(both)).await.unwrap();
+        let transaction = Transaction::always(both);
+        let outcome = match std::env::var_os(SOON) {
+            Some(_) => store.transact_soon(transaction).await,
+            None => store.transact(transaction).await,
+        };
+        assert!(outcome.unwrap().committed());
         println!("acknowledged {number}");
     }
 }
 
 #[tokio::test]
 async fn what_was_acknowledged_survives_kill_9() {
+    check_kills(false).await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_soon_survives_kill_9() {
+    check_kills(true).await;
+}
+
+async fn check_kills(soon: bool) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.sqlite");
     let mut acknowledged = 0;
     for round in 0..8_u64 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        if soon {
+            child.env(SOON, "1");
+        }
+        let mut child = child
             .args([
                 "--exact",
                 "child_that_writes_until_it_is_killed",

@@ -234,6 +234,7 @@ impl Calls {
             tls,
             settings: Settings {
                 tariff: file.policy.tariff.clone(),
+                options: file.options(),
                 dry_run: arguments.dry_run,
                 ..Settings::default()
             },

@@ -6,6 +6,7 @@ use super::{
     place::{Step, line},
 };
 use crate::{
+    externalgrpc::GroupOptions,
     inventory::{Role, Watts},
     tariff::Curve,
 };
@@ -171,6 +172,32 @@ fn check_group(findings: &mut Findings<'_>, here: &[Step<'_>], file: &File, grou
             ),
             "lower `min` or add machines",
         );
+    }
+    check_options(findings, here, group);
+}
+
+fn check_options(findings: &mut Findings<'_>, here: &[Step<'_>], group: &GroupEntry) {
+    let options = &group.options;
+    let at = [here, &[Step::Key("options")]].concat();
+    if *options != GroupOptions::default() && !group.cluster_autoscaler {
+        findings.add(
+            &at,
+            format!("nobody reads the options of group `{}`", group.name),
+            "they are Cluster Autoscaler's: write `cluster_autoscaler = true`, or leave them out",
+        );
+    }
+    for (name, share) in [
+        ("utilization", options.utilization),
+        ("gpu_utilization", options.gpu_utilization),
+    ] {
+        if share.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+            let at = [at.as_slice(), &[Step::Key(name)]].concat();
+            findings.add(
+                &at,
+                format!("`{name}` is a share"),
+                "write a number from 0 to 1",
+            );
+        }
     }
 }
 

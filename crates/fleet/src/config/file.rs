@@ -6,6 +6,7 @@
 
 use super::{demand::DemandEntry, secret::SecretSource};
 use crate::{
+    externalgrpc::GroupOptions,
     inventory::{Role, Taint, Watts},
     moment::Span,
     policy::Policy,
@@ -56,6 +57,9 @@ pub struct GroupEntry {
     /// Whether Kubernetes' Cluster Autoscaler plans it, and not Atoll's planner.
     #[serde(default)]
     pub cluster_autoscaler: bool,
+    /// How Cluster Autoscaler scales it, where that differs from its own options.
+    #[serde(default)]
+    pub options: GroupOptions,
     /// What each of its machines has for workloads, unless the machine says otherwise.
     pub capacity: Option<Capacity>,
     /// Labels that workloads can ask for.

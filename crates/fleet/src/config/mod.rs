@@ -14,11 +14,12 @@ pub use secret::SecretSource;
 use crate::{
     amount::Amount,
     boot::BootTimes,
+    externalgrpc::GroupOptions,
     inventory::{Group, Inventory, Machine, Power, Watts},
     moment::{Moment, Span},
 };
 use api::{ErrorCode, Problem};
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// The largest file, in bytes.
 const LARGEST: usize = 64 << 20;
@@ -157,6 +158,16 @@ impl File {
             inventory.add_machine(machine);
         }
         inventory
+    }
+
+    /// How groups are scaled by Cluster Autoscaler, by their names, where that differs from its own
+    /// options.
+    pub fn options(&self) -> BTreeMap<String, GroupOptions> {
+        let groups = self.groups.iter();
+        groups
+            .filter(|group| group.options != GroupOptions::default())
+            .map(|group| (group.name.clone(), group.options))
+            .collect()
     }
 }
 

@@ -42,6 +42,18 @@ fn a_file_becomes_an_inventory() {
     assert_eq!(file.machines[1].provider_id(), "atoll://m2");
 }
 
+#[test]
+fn a_group_says_how_cluster_autoscaler_scales_it() {
+    let lines =
+        "max = 2\ncluster_autoscaler = true\noptions = { unneeded = \"5m\", utilization = 0.7 }";
+    let file = parse(&GOOD.replacen("max = 2", lines, 1)).unwrap();
+    let options = &file.groups[0].options;
+    assert_eq!(options.unneeded, Some(Span::minutes(5)));
+    assert_eq!((options.utilization, options.unready), (Some(0.7), None));
+    assert_eq!(file.options().len(), 1);
+    assert!(parse(GOOD).unwrap().options().is_empty());
+}
+
 /// The file with one line replaced has a mistake in that line, and the words say which.
 fn check(line: &str, instead: &str, words: &str) {
     assert!(GOOD.contains(line), "{line}");
@@ -88,6 +100,22 @@ fn every_kind_of_mistake_has_its_line_and_its_remedy() {
     );
     check("max = 2", "max = 2\nmin = 3", "larger `min`");
     check("max = 2", "min = 3", "keeps 3 machines on, and has 2");
+    let read = "max = 2\ncluster_autoscaler = true";
+    check(
+        "max = 2",
+        "max = 2\noptions = { unneeded = \"5m\" }",
+        "nobody reads",
+    );
+    check(
+        "max = 2",
+        &format!("{read}\noptions = {{ utilization = 50 }}"),
+        "`utilization` is a share",
+    );
+    check(
+        "max = 2",
+        &format!("{read}\noptions = {{ uneeded = \"5m\" }}"),
+        "unknown field",
+    );
     check("cpu = 64,", "cpu = 0,", "carries nothing");
     check(
         "memory = \"256GiB\"",

@@ -30,6 +30,9 @@ pub enum ApiError {
     /// What was asked for is not there, or no longer.
     #[error("it is not there")]
     Missing,
+    /// It is not as it was any more.
+    #[error("it has changed meanwhile")]
+    Changed,
     /// A disruption budget, or the server's own limits, forbid it for now.
     #[error("{0}")]
     NotNow(String),
@@ -151,6 +154,18 @@ impl Api {
         Ok(())
     }
 
+    /// Deletes something, if it is still as it was at this version.
+    pub(super) async fn delete(&self, path: &str, version: &str) -> Result<(), ApiError> {
+        let request = self.request(Method::DELETE, path).await?;
+        let body = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": { "resourceVersion": version },
+        });
+        send(request.json(&body).timeout(DEADLINE)).await?;
+        Ok(())
+    }
+
     /// Makes something.
     pub(super) async fn post(&self, path: &str, body: &serde_json::Value) -> Result<(), ApiError> {
         let request = self.request(Method::POST, path).await?;
@@ -176,6 +191,7 @@ async fn send(request: RequestBuilder) -> Result<Response, ApiError> {
                 .collect();
             let cause = format!("the API server answered {status}: {message}");
             match status {
+                StatusCode::CONFLICT => Err(ApiError::Changed),
                 StatusCode::TOO_MANY_REQUESTS => Err(ApiError::NotNow(cause)),
                 _ => Err(ApiError::Failed(cause)),
             }

@@ -4,7 +4,7 @@ use super::{
     client::{Api, ApiError},
     demand::{self, Machines},
     mirror::Mirror,
-    resources::{Budget, Node, Pod},
+    resources::{Budget, Condition, Node, Pod},
 };
 use crate::{
     config::File,
@@ -115,6 +115,28 @@ impl Source for KubernetesSource {
             {
                 // Whoever is not there gets no work.
                 Ok(()) | Err(ApiError::Missing) => {}
+                Err(error) => return Err(SourceError(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes its node, once the control plane has noticed that nobody answers for it. A kubelet
+    /// that comes back makes it anew, without the taints by which Cluster Autoscaler emptied it.
+    async fn forget(&self, machine: &str) -> Result<(), SourceError> {
+        let nodes = self.nodes.read().map_err(SourceError)?;
+        let gone = nodes.iter().filter(|one| {
+            let ready =
+                |condition: &Condition| condition.kind == "Ready" && condition.status == "True";
+            self.machines.of(one) == Some(machine) && !one.status.conditions.iter().any(ready)
+        });
+        for node in gone {
+            let (name, version) = (&node.metadata.name, &node.metadata.resource_version);
+            let path = format!("/api/v1/nodes/{name}");
+            match self.api.delete(&path, version).await {
+                Ok(()) => tracing::info!(machine, node = name, "forgotten, as it sleeps"),
+                // It may have come back: it is looked at again.
+                Err(ApiError::Missing | ApiError::Changed) => {}
                 Err(error) => return Err(SourceError(error.to_string())),
             }
         }

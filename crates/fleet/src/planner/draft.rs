@@ -8,7 +8,7 @@ use super::{
 use crate::{
     amount::Amount,
     inventory::{GroupIndex, Inventory, MachineIndex, Power, WorkloadIndex},
-    policy::Policy,
+    policy::{Kind, Policy},
 };
 use std::collections::HashSet;
 
@@ -42,9 +42,13 @@ impl<'a> Draft<'a> {
             let usual = machine.boot.quantile(0.95).0;
             situation.now.since(machine.since).0 <= usual + usual / 4
         };
+        let mut rooms = Rooms::new(inventory, relied_on);
+        if situation.policy.kind == Kind::Atoll {
+            rooms.keep_together();
+        }
         let mut draft = Self {
             situation,
-            rooms: Rooms::new(inventory, relied_on),
+            rooms,
             memory: memory.sized(inventory),
             decisions: vec![None; inventory.machines().len()],
             placements: Vec::new(),

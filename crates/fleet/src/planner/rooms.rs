@@ -2,7 +2,7 @@
 
 use crate::{
     amount::{Amount, Resource},
-    inventory::{Inventory, MachineIndex, Power, Role, SetIndex, Workload, WorkloadIndex},
+    inventory::{Inventory, MachineIndex, Moving, Power, Role, SetIndex, Workload, WorkloadIndex},
     planner::waking::inefficiency,
 };
 use std::collections::HashMap;
@@ -50,6 +50,8 @@ pub(crate) struct Rooms<'a> {
     classes: usize,
     scarcest: Resource,
     neighbours: Neighbours,
+    /// How many workloads of each machine stay until they are done; absent if that does not matter.
+    staying: Option<Vec<u32>>,
     /// Where the plan has moved workloads to, and what that brought to machines.
     moved: HashMap<WorkloadIndex, MachineIndex>,
     received: HashMap<MachineIndex, Vec<WorkloadIndex>>,
@@ -76,6 +78,17 @@ fn classes(inventory: &Inventory) -> (Vec<usize>, usize) {
         })
         .collect();
     (class, count)
+}
+
+/// How many workloads of a machine stay until they are done.
+pub(crate) fn staying(inventory: &Inventory, machine: MachineIndex) -> u32 {
+    let carried = inventory.carried(machine).iter();
+    let staying = carried.filter(|index| {
+        inventory
+            .workload(**index)
+            .is_some_and(|one| one.moving != Moving::Free)
+    });
+    staying.count() as u32
 }
 
 /// Where the members of sets are whose rules look at that.
@@ -163,6 +176,7 @@ impl<'a> Rooms<'a> {
             classes,
             scarcest,
             neighbours: Neighbours::of(inventory),
+            staying: None,
             moved: HashMap::new(),
             received: HashMap::new(),
         };
@@ -188,6 +202,20 @@ impl<'a> Rooms<'a> {
             sorted.sort_unstable();
         }
         rooms
+    }
+
+    /// Puts workloads that stay beside others that stay, and not on the fullest machine.
+    ///
+    /// Nobody knows when they end. If that tells nothing of how long they still run, a machine with
+    /// `n` of them is on for the mean times `1 + 1/2 + … + 1/n` more, so that one more adds a share
+    /// of `1/(n + 1)` of the mean: least where most are. On the fullest machine there may be one
+    /// large one, and the next keeps it on for half as long again.
+    pub(crate) fn keep_together(&mut self) {
+        let inventory = self.inventory;
+        let all = inventory
+            .enumerate()
+            .map(|(index, _)| staying(inventory, index));
+        self.staying = Some(all.collect());
     }
 
     /// What is left on a machine, open or not.
@@ -259,6 +287,14 @@ impl<'a> Rooms<'a> {
         self.free[machine.at()] = self.free[machine.at()].minus(workload.request);
         self.insert(machine);
         self.neighbours.change(workload, machine, true);
+        if let Some(staying) = self.staying_of(workload, machine) {
+            *staying += 1;
+        }
+    }
+
+    fn staying_of(&mut self, workload: &Workload, machine: MachineIndex) -> Option<&mut u32> {
+        let staying = self.staying.as_mut()?.get_mut(machine.at());
+        staying.filter(|_| workload.moving != Moving::Free)
     }
 
     /// Takes a workload off a machine.
@@ -267,6 +303,9 @@ impl<'a> Rooms<'a> {
         self.free[machine.at()] = self.free[machine.at()].plus(workload.request);
         self.insert(machine);
         self.neighbours.change(workload, machine, false);
+        if let Some(staying) = self.staying_of(workload, machine) {
+            *staying = staying.saturating_sub(1);
+        }
     }
 
     /// Why a workload may not go to a machine; `None` if it may.
@@ -333,20 +372,47 @@ impl<'a> Rooms<'a> {
         here - least.min(here) <= skew
     }
 
-    /// The open machine that the workload leaves fullest, in the earliest tier up to `last`, and
-    /// the best class of it, that has one.
+    /// The open machine that the workload leaves fullest, or that it keeps on the least longer, in
+    /// the earliest tier up to `last`, and the best class of it, that has one.
     pub(crate) fn best(&self, workload: &Workload, last: Tier) -> Option<MachineIndex> {
         let needed = workload.request.of(self.scarcest);
-        for sorted in &self.sorted[..(last as usize + 1) * self.classes] {
+        // What is on for ever is not kept on longer by anything.
+        let matters = |shelf: usize| shelf >= (Tier::Base as usize + 1) * self.classes;
+        let shelves = &self.sorted[..(last as usize + 1) * self.classes];
+        for (shelf, sorted) in shelves.iter().enumerate() {
             let from = sorted.partition_point(|(left, _)| *left < needed);
-            let found = sorted[from..]
-                .iter()
-                .find(|(_, machine)| self.refuses_if_open(workload, *machine).is_none());
-            if let Some((_, machine)) = found {
-                return Some(*machine);
+            let found = match &self.staying {
+                Some(staying) if workload.moving != Moving::Free && matters(shelf) => {
+                    self.least_longer(workload, &sorted[from..], staying)
+                }
+                _ => sorted[from..]
+                    .iter()
+                    .map(|(_, machine)| *machine)
+                    .find(|machine| self.refuses_if_open(workload, *machine).is_none()),
+            };
+            if found.is_some() {
+                return found;
             }
         }
         None
+    }
+
+    /// The machine with the most workloads that stay; the fullest of these.
+    fn least_longer(
+        &self,
+        workload: &Workload,
+        sorted: &[(u64, MachineIndex)],
+        staying: &[u32],
+    ) -> Option<MachineIndex> {
+        let mut best: Option<(u32, MachineIndex)> = None;
+        for (_, machine) in sorted {
+            let count = staying[machine.at()];
+            let better = best.is_none_or(|(most, _)| count > most);
+            if better && self.refuses_if_open(workload, *machine).is_none() {
+                best = Some((count, *machine));
+            }
+        }
+        best.map(|(_, machine)| machine)
     }
 
     /// The open machine that lacks least for a workload that fits nowhere, and what it lacks.
@@ -482,6 +548,41 @@ mod tests {
         assert_eq!(rooms.best(&large, Tier::On), None);
         let (machine, short) = rooms.nearest(&large).unwrap();
         assert_eq!((machine, short.cpu_millis), (MachineIndex(2), 1000));
+    }
+
+    #[test]
+    fn what_stays_goes_where_most_stays() {
+        let mut inventory = machines(&["a", "a", "a"]);
+        let stays = |cpu| Workload {
+            moving: Moving::OnCompletion,
+            ..Workload::new("w", Amount::workload(cpu, 16))
+        };
+        for (workload, machine) in [
+            (stays(3000), 0),
+            (stays(500), 1),
+            (stays(500), 1),
+            (Workload::new("f", Amount::workload(2000, 16)), 2),
+        ] {
+            let machine = Some(MachineIndex(machine));
+            inventory.add_workload(Workload {
+                machine,
+                ..workload
+            });
+        }
+        let mut rooms = Rooms::new(&inventory, |_| false);
+        assert_eq!(rooms.best(&stays(500), Tier::On), Some(MachineIndex(0)));
+        rooms.keep_together();
+        assert_eq!(rooms.best(&stays(500), Tier::On), Some(MachineIndex(1)));
+        let free = Workload::new("n", Amount::workload(500, 16));
+        assert_eq!(rooms.best(&free, Tier::On), Some(MachineIndex(0)));
+        // What the plan puts somewhere counts as well.
+        for _ in 0..3 {
+            rooms.put(&stays(100), MachineIndex(2));
+        }
+        assert_eq!(rooms.best(&stays(500), Tier::On), Some(MachineIndex(2)));
+        rooms.take(&stays(100), MachineIndex(2));
+        rooms.take(&stays(100), MachineIndex(2));
+        assert_eq!(rooms.best(&stays(500), Tier::On), Some(MachineIndex(1)));
     }
 
     #[test]

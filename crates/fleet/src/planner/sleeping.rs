@@ -6,7 +6,7 @@ use super::{
     plan::{Action, Blocked, Decision, Placement},
     reason::{Change, Reason, Would},
     reserve::{Reserve, covers},
-    rooms::Tier,
+    rooms::{Tier, staying},
     waking,
     worth::{self, Depth},
 };
@@ -15,6 +15,10 @@ use crate::{
     inventory::{GroupIndex, Inventory, MachineIndex, Moving, Power, WorkloadIndex},
     moment::Span,
 };
+
+/// A machine with more workloads that stay will be on for long: while it is, it may as well take
+/// others. One with fewer is soon empty, if nothing is added.
+const SOON_EMPTY: usize = 3;
 
 /// In which order machines are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,11 +104,17 @@ fn differ(inventory: &Inventory, machines: &[MachineIndex]) -> bool {
 /// not change their mind from one to the next.
 fn sorted(draft: &Draft<'_>, machines: &[MachineIndex], order: Order) -> Vec<MachineIndex> {
     let inventory = draft.inventory();
+    let most = machines.iter().map(|one| staying(inventory, *one)).max();
+    let most = f64::from(most.unwrap_or(0).max(1));
     let mut keyed: Vec<(u8, f64, f64, MachineIndex)> = machines
         .iter()
         .map(|index| {
             let machine = inventory.machine(*index);
-            let share = inventory.used(*index).share_of(&machine.capacity);
+            // What stays until it is done decides when the machine is empty, however small it is.
+            let share = match staying(inventory, *index) {
+                0 => inventory.used(*index).share_of(&machine.capacity),
+                count => f64::from(count) / most,
+            };
             let hunger = match order {
                 Order::Emptiest => 0.0,
                 Order::Hungriest => -waking::inefficiency(machine),
@@ -197,7 +207,8 @@ fn consider(
     empty(draft, reserve, attempt, machine, left)
 }
 
-/// A machine that carries work which ends by itself takes no more of it.
+/// A machine that carries work which ends by itself waits for that, and if it is not much takes no
+/// more of it.
 fn wait_for_completion(draft: &mut Draft<'_>, machine: MachineIndex) -> Option<Decision> {
     let inventory = draft.inventory();
     let mut staying = inventory.carried(machine).iter().filter(|index| {
@@ -216,9 +227,13 @@ fn wait_for_completion(draft: &mut Draft<'_>, machine: MachineIndex) -> Option<D
     if !draining && let Some(decision) = gates::limit(draft, machine) {
         return Some(decision);
     }
-    draft.memory.unneeded(machine, draft.situation.now);
     let reason = Reason::BlockedByOnCompletionPod { workload };
     let would = Would::if_only(change, later);
+    if !draining && 2 + staying.count() > SOON_EMPTY {
+        draft.memory.needed(machine);
+        return Some(Decision::keep(reason).unless(would));
+    }
+    draft.memory.unneeded(machine, draft.situation.now);
     if draft.rooms.has_received(machine) {
         // It takes in what others give up; it is emptied another time.
         return Some(Decision::keep(reason).unless(would));

@@ -4,7 +4,7 @@ use super::{
     draft::Draft,
     plan::{Action, Decision},
     reason::Reason,
-    rooms::Tier,
+    rooms::{Tier, staying},
 };
 use crate::{
     amount::Amount,
@@ -86,7 +86,8 @@ pub(crate) fn undrain(draft: &mut Draft<'_>, left: Vec<WorkloadIndex>) -> Vec<Wo
     still
 }
 
-/// The machines that are on and being emptied, the fullest first.
+/// The machines that are on and being emptied, first those that would be on longest anyway: where
+/// most stays until it is done; then the fullest.
 pub(crate) fn draining(draft: &Draft<'_>) -> Vec<MachineIndex> {
     let inventory = draft.inventory();
     let mut draining: Vec<MachineIndex> = inventory
@@ -106,7 +107,12 @@ pub(crate) fn draining(draft: &Draft<'_>) -> Vec<MachineIndex> {
             .used(index)
             .share_of(&inventory.machine(index).capacity)
     };
-    draining.sort_by(|one, two| share(*two).total_cmp(&share(*one)).then(one.cmp(two)));
+    draining.sort_by(|one, two| {
+        staying(inventory, *two)
+            .cmp(&staying(inventory, *one))
+            .then(share(*two).total_cmp(&share(*one)))
+            .then(one.cmp(two))
+    });
     draining
 }
 

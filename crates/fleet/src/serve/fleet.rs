@@ -387,6 +387,7 @@ impl Fleet {
                 acting.known[at].closed = false;
             }
             trouble.extend(carried.trouble);
+            trouble.extend(Hands::forget_sleepers(&inventory, &self.foreign, source).await);
             let open = acting::intents_under_way(&self.journal, &self.units).await?;
             acting.hands.start(&self.units, &open, now);
             acting.hands.drive(tokio::time::sleep(SETTLE)).await;

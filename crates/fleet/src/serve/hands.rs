@@ -6,7 +6,7 @@ use super::{
     source::Source,
 };
 use crate::{
-    inventory::{Inventory, Power},
+    inventory::{Inventory, Power, Role},
     moment::Moment,
     planner::{Action, Plan},
     power::{
@@ -141,6 +141,28 @@ impl Hands {
             result?;
         }
         Ok(carried)
+    }
+
+    /// Lets the nodes of sleeping machines be forgotten in groups that Cluster Autoscaler plans: it
+    /// stops when too many nodes do not answer. Returns what went wrong, for people.
+    pub(super) async fn forget_sleepers(
+        inventory: &Inventory,
+        foreign: &[bool],
+        source: &dyn Source,
+    ) -> Vec<String> {
+        let asleep = inventory.machines().iter().filter(|machine| {
+            machine.power == Power::Off && machine.role == Role::Auto && foreign[machine.group.at()]
+        });
+        let forgotten = stream::iter(asleep)
+            .map(|machine| async move { (&machine.name, source.forget(&machine.name).await) })
+            .buffer_unordered(TOGETHER);
+        forgotten
+            .filter_map(|(name, result)| async move {
+                let error = result.err()?;
+                Some(format!("{name}: its node is not forgotten: {error}"))
+            })
+            .collect()
+            .await
     }
 
     /// Whether machines wait for their turn to wake.

@@ -38,6 +38,15 @@ pub trait Source: Send + Sync {
         Ok(())
     }
 
+    /// Forgets the node of a machine that sleeps, so that nobody takes it for a broken one, and what
+    /// was said of it when it was given back does not hold when it wakes. Safe to repeat.
+    ///
+    /// # Errors
+    /// When it could not be done.
+    async fn forget(&self, _machine: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     /// Asks for a workload to be moved away from where it runs. Safe to repeat.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ mod trace;
 mod world;
 
 pub use generate::{Shape, generate};
-pub use oracle::oracle;
+pub use oracle::{knowing_arrivals, oracle};
 pub use plot::plot;
 pub use report::{Comparison, Row, Sample, compare};
 pub use trace::{Request, Trace, TraceError};

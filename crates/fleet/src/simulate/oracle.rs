@@ -6,6 +6,9 @@
 //! gaps that are too short for a power cycle to pay, and wakes them so early that nobody waits. It
 //! moves nothing. It is no lower bound: somebody who moves workloads may need less. The lower bound
 //! beside it is one, for everybody.
+//!
+//! [`knowing_arrivals`] is the same without knowing when requests end: what that knowledge is worth
+//! is the difference.
 
 use super::{
     report::{Row, Sample},
@@ -22,6 +25,15 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
 };
+
+/// What is known of the future.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// When requests arrive and end.
+    All,
+    /// When they arrive.
+    Arrivals,
+}
 
 /// A machine with the times at which it carries work.
 struct Carrier<'a> {
@@ -43,6 +55,29 @@ pub fn oracle(
     tariff: &Tariff,
     options: Options,
 ) -> (Row, f64) {
+    let row = run(inventory, trace, tariff, options, Known::All);
+    (row, bound(inventory, trace, options))
+}
+
+/// What somebody needs who knows when requests arrive, how long boots take and whether a power cycle
+/// will have paid, but not when requests end. Each goes where most run, which keeps a machine on
+/// the least longer if nothing tells how long a request still runs.
+pub fn knowing_arrivals(
+    inventory: &Inventory,
+    trace: &Trace,
+    tariff: &Tariff,
+    options: Options,
+) -> Row {
+    run(inventory, trace, tariff, options, Known::Arrivals)
+}
+
+fn run(
+    inventory: &Inventory,
+    trace: &Trace,
+    tariff: &Tariff,
+    options: Options,
+    known: Known,
+) -> Row {
     let mut carriers: Vec<Carrier<'_>> = inventory
         .machines()
         .iter()
@@ -64,8 +99,11 @@ pub fn oracle(
         let (first, second) = (key(one.machine), key(two.machine));
         first.0.cmp(&second.0).then(first.1.total_cmp(&second.1))
     });
-    let mut row = Row::new("oracle");
-    let mut waits = assign(&mut carriers, trace, options, &mut row);
+    let mut row = Row::new(match known {
+        Known::All => "oracle",
+        Known::Arrivals => "knowing arrivals",
+    });
+    let mut waits = assign(&mut carriers, trace, options, known, &mut row);
     let steps = (options.length.0 / options.step.0.max(1)) as usize;
     let mut watts = vec![0.0_f64; steps];
     let mut on = vec![0_u32; steps];
@@ -92,8 +130,7 @@ pub fn oracle(
         });
     }
     row.count_waits(&mut waits);
-    let bound = bound(inventory, trace, options);
-    (row, bound)
+    row
 }
 
 /// Gives each request its machine; returns how long each waited, in seconds.
@@ -101,6 +138,7 @@ fn assign(
     carriers: &mut [Carrier<'_>],
     trace: &Trace,
     options: Options,
+    known: Known,
     row: &mut Row,
 ) -> Vec<u32> {
     let end = options.start.plus(options.length);
@@ -127,7 +165,7 @@ fn assign(
                  request: &Request,
                  now: Moment| {
         let until = now.plus(request.duration);
-        let Some(at) = choose(carriers, request, now, until) else {
+        let Some(at) = choose(carriers, request, now, until, known) else {
             return false;
         };
         let one = &mut carriers[at];
@@ -180,6 +218,7 @@ fn choose(
     request: &Request,
     now: Moment,
     until: Moment,
+    known: Known,
 ) -> Option<usize> {
     let mut best: Option<((bool, u64, u64), usize)> = None;
     for (at, one) in carriers.iter().enumerate() {
@@ -192,6 +231,8 @@ fn choose(
             0
         } else if idle {
             now.since(one.until).0
+        } else if known == Known::Arrivals {
+            u64::from(u32::MAX - one.running)
         } else {
             until.since(one.until).0
         };

@@ -6,9 +6,10 @@ use super::{
     world::{Options, simulate},
 };
 use crate::{
-    inventory::Inventory,
+    inventory::{Inventory, Power},
     moment::{Moment, Span},
     policy::Policy,
+    tariff::Tariff,
 };
 use serde::Serialize;
 
@@ -82,6 +83,48 @@ impl Row {
             work_lost: 0,
             longest_boot: Span::ZERO,
             samples: Vec::new(),
+        }
+    }
+
+    /// Adds what a fleet that is like this draws between two moments.
+    pub(crate) fn measure(
+        &mut self,
+        inventory: &Inventory,
+        tariff: &Tariff,
+        from: Moment,
+        until: Moment,
+    ) {
+        let (mut watts, mut awake, mut used, mut on) = (0.0, 0, 0, 0);
+        for (index, machine) in inventory.enumerate() {
+            watts += inventory.watts(index);
+            if machine.power == Power::On {
+                awake += machine.capacity.cpu_millis;
+                used += inventory.used(index).cpu_millis;
+                on += 1;
+            }
+        }
+        let waiting = inventory.waiting();
+        let waiting: u64 = waiting
+            .filter_map(|index| Some(inventory.workload(index)?.request.cpu_millis))
+            .sum();
+        let mut at = from;
+        // Prices change with the hour.
+        while at < until {
+            let next = Moment((at.0 / 3600 + 1) * 3600).min(until);
+            let kilowatt_hours = watts * next.since(at).as_hours() / 1000.0;
+            self.energy_kwh += kilowatt_hours;
+            self.cost += kilowatt_hours * tariff.price(at);
+            self.carbon_kg += kilowatt_hours * tariff.carbon(at) / 1000.0;
+            at = next;
+        }
+        if until > from {
+            self.samples.push(Sample {
+                at: from,
+                demand_cpu: (used + waiting) as f64 / 1000.0,
+                awake_cpu: awake as f64 / 1000.0,
+                watts,
+                machines_on: on,
+            });
         }
     }
 

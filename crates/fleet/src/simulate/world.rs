@@ -1,10 +1,6 @@
 //! The world that a policy decides about.
 
-use super::{
-    chance::Chance,
-    report::{Row, Sample},
-    trace::Trace,
-};
+use super::{chance::Chance, report::Row, trace::Trace};
 use crate::{
     amount::Amount,
     forecast::{Forecast, Outlook},
@@ -47,9 +43,8 @@ const LONGEST_BOOT: f64 = 1.6;
 /// None is shorter.
 const SHORTEST_BOOT: f64 = 0.6;
 
-struct World<'a> {
+struct World {
     inventory: Inventory,
-    policy: &'a Policy,
     options: Options,
     /// Machines that will be something else, and when.
     changes: BinaryHeap<Reverse<(Moment, MachineIndex, u8)>>,
@@ -70,7 +65,6 @@ const ON: u8 = 2;
 pub fn simulate(inventory: &Inventory, trace: &Trace, policy: &Policy, options: Options) -> Row {
     let mut world = World {
         inventory: inventory.clone(),
-        policy,
         options,
         changes: BinaryHeap::new(),
         ends: BinaryHeap::new(),
@@ -112,13 +106,17 @@ pub fn simulate(inventory: &Inventory, trace: &Trace, policy: &Policy, options: 
         let (decided, remembered) = plan(situation, &memory);
         memory = remembered;
         world.carry_out(&decided, now);
-        world.measure(now);
-        now = now.plus(options.step);
+        // What the step that begins now draws.
+        let next = now.plus(options.step);
+        world
+            .row
+            .measure(&world.inventory, &policy.tariff, now, next);
+        now = next;
     }
     world.finish(end)
 }
 
-impl World<'_> {
+impl World {
     /// Boots and shut-downs that are done, and workloads that end.
     fn let_happen(&mut self, now: Moment) {
         while let Some(Reverse((at, index, what))) = self.changes.peek().copied() {
@@ -221,36 +219,6 @@ impl World<'_> {
         // What is drawn around is what the configuration says, not what was learnt.
         let usual = self.inventory.machine(index).boot.expected().0 as f64;
         Span((usual * factor.clamp(SHORTEST_BOOT, LONGEST_BOOT)) as u64)
-    }
-
-    /// What the step that begins now draws.
-    fn measure(&mut self, now: Moment) {
-        let tariff = &self.policy.tariff;
-        let hours = self.options.step.as_hours();
-        let (mut watts, mut awake, mut used, mut on) = (0.0, 0, 0, 0);
-        for (index, machine) in self.inventory.enumerate() {
-            watts += self.inventory.watts(index);
-            if machine.power == Power::On {
-                awake += machine.capacity.cpu_millis;
-                used += self.inventory.used(index).cpu_millis;
-                on += 1;
-            }
-        }
-        let waiting = self.inventory.waiting();
-        let waiting: u64 = waiting
-            .filter_map(|index| Some(self.inventory.workload(index)?.request.cpu_millis))
-            .sum();
-        let kilowatt_hours = watts * hours / 1000.0;
-        self.row.energy_kwh += kilowatt_hours;
-        self.row.cost += kilowatt_hours * tariff.price(now);
-        self.row.carbon_kg += kilowatt_hours * tariff.carbon(now) / 1000.0;
-        self.row.samples.push(Sample {
-            at: now,
-            demand_cpu: (used + waiting) as f64 / 1000.0,
-            awake_cpu: awake as f64 / 1000.0,
-            watts,
-            machines_on: on,
-        });
     }
 
     fn finish(mut self, end: Moment) -> Row {

@@ -21,6 +21,12 @@
 //! of its own, so the two can never disagree. One record for each group is in the store, written
 //! under the leader's fence before any call returns, and read back by [`Targets::open`].
 //!
+//! What a call was answered survives the end of this process, `kill -9` included. It is on disk a
+//! fraction of a second later, and in any case before a power action that follows from it is sent,
+//! as that is written down in the same store and waits for the disk. If the host loses its power in
+//! between, what is read back is a moment before the call: nothing was switched for it yet, and
+//! Cluster Autoscaler, which asks for the target size in every loop, asks again for what it needs.
+//!
 //! What is absent: nothing here switches a machine. Whoever serves the fleet looks at
 //! [`Targets::wanted`], carries it out, and tells what it saw by [`Targets::observe`].
 
@@ -311,7 +317,9 @@ impl Targets {
             for (at, _) in &some {
                 book.groups[*at].doubtful = true;
             }
-            let outcome = self.0.store.transact(transaction).await?;
+            // Cluster Autoscaler does not wait for the disk. Power actions do, and what they wrote
+            // down is on disk only together with this.
+            let outcome = self.0.store.transact_soon(transaction).await?;
             if !outcome.committed() {
                 return Err(TargetError::NotLeader);
             }

@@ -7,6 +7,7 @@ use std::future::Future;
 pub(super) async fn run<S: Subject, F: Future<Output = S>>(make: &impl Fn() -> F) {
     keys(&*make().await.open().await).await;
     transactions(&*make().await.open().await).await;
+    soon(&make().await).await;
     ranges(&*make().await.open().await).await;
     history(&*make().await.open().await).await;
     limits(&*make().await.open().await).await;
@@ -161,6 +162,41 @@ async fn transactions(store: &dyn Store) {
             revision: revision.next()
         }
     );
+}
+
+/// Whoever does not wait for the disk gets the same answers, in one order with those who do.
+async fn soon<S: Subject>(subject: &S) {
+    let store = subject.open().await;
+    let mut last = put(&*store, "a", "0").await;
+    for round in 0..40 {
+        let transaction = Transaction {
+            conditions: vec![Condition::Unchanged("a".into(), last)],
+            then: vec![Operation::put("a", round.to_string())],
+        };
+        let stale = transaction.clone();
+        let outcome = match round % 3 {
+            0 => store.transact(transaction).await.unwrap(),
+            _ => store.transact_soon(transaction).await.unwrap(),
+        };
+        assert!(outcome.committed());
+        assert_eq!(outcome.revision(), last.next());
+        last = outcome.revision();
+        assert!(!store.transact_soon(stale).await.unwrap().committed());
+        let entry = store.get("a").await.unwrap().unwrap();
+        assert_eq!(
+            (entry.modified, entry.value),
+            (last, round.to_string().into())
+        );
+    }
+    let invalid = Transaction::always([Operation::put("", "1")]);
+    assert!(matches!(
+        store.transact_soon(invalid).await,
+        Err(StoreError::Invalid(_))
+    ));
+    drop(store);
+    let store = subject.reopen().await;
+    let entry = store.get("a").await.unwrap().unwrap();
+    assert_eq!((entry.modified, entry.value), (last, "39".into()));
 }
 
 async fn ranges(store: &dyn Store) {

@@ -3,7 +3,13 @@
 //! One thread owns the connection that writes, another one that reads; callers speak to them
 //! through bounded queues, so that no file is touched on an async thread. The writer takes what
 //! has queued up into one SQLite transaction, so that concurrent callers share the `fsync`.
+//!
+//! What is to be there soon is committed to the log without an `fsync`, so it is the kernel's and
+//! outlives the process. A third thread brings the log to the disk a moment later. The log is read
+//! back as far as it is whole, and every `fsync` of it covers all that was written before, so what
+//! is on disk never lacks what came earlier.
 
+mod flush;
 mod read;
 mod schema;
 mod watch;
@@ -17,7 +23,7 @@ use crate::{
 use read::{ReadJob, Reader};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch as channel};
-use write::{WriteJob, Writer};
+use write::{Durability, WriteJob, Writer};
 
 /// How many requests may wait for one of the two threads.
 const QUEUE: usize = 1024;
@@ -61,8 +67,10 @@ impl SqliteStore {
     ) -> Result<Self, StoreError> {
         let path = path.as_ref().to_owned();
         let clock = options.clock.clone();
+        let (flushes, flush_jobs) = flush::channel();
+        let log = flush::log_of(&path);
         let (mut writer, reader) = tokio::task::spawn_blocking(move || {
-            let writer = Writer::open(&path, options)?;
+            let writer = Writer::open(&path, options, flushes)?;
             Ok::<_, StoreError>((writer, Reader::open(&path)?))
         })
         .await
@@ -74,6 +82,7 @@ impl SqliteStore {
         let deadlines = writer.deadlines();
         spawn("store-writer", move || writer.run(write_jobs))?;
         spawn("store-reader", move || reader.run(read_jobs))?;
+        spawn("store-flusher", move || flush::run(&log, &flush_jobs))?;
         tokio::spawn(expire_leases(clock, deadlines, writes.downgrade()));
         Ok(Self {
             writes,
@@ -153,7 +162,13 @@ impl Store for SqliteStore {
 
     async fn transact(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
         transaction.validate()?;
-        self.write(|reply| WriteJob::Transact(transaction, reply))
+        self.write(|reply| WriteJob::Transact(transaction, Durability::Disk, reply))
+            .await
+    }
+
+    async fn transact_soon(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
+        transaction.validate()?;
+        self.write(|reply| WriteJob::Transact(transaction, Durability::Kernel, reply))
             .await
     }
 

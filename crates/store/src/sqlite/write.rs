@@ -2,6 +2,7 @@
 
 use super::{
     SqliteOptions,
+    flush::Flushes,
     read::get,
     schema::{failed, open_for_writing, revisions},
 };
@@ -23,7 +24,7 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 /// What the thread is told.
 #[derive(Debug)]
 pub(super) enum WriteJob {
-    Transact(Transaction, Reply<Outcome>),
+    Transact(Transaction, Durability, Reply<Outcome>),
     Grant(Duration, Reply<LeaseId>),
     KeepAlive(LeaseId, Reply<()>),
     Revoke(LeaseId, Reply<()>),
@@ -31,6 +32,49 @@ pub(super) enum WriteJob {
     /// A lease may have ended.
     Expire,
 }
+
+impl WriteJob {
+    /// Whether its answer can be given before the disk has it.
+    fn durability(&self) -> Durability {
+        match self {
+            Self::Transact(_, durability, _) => *durability,
+            // Time is kept in memory alone.
+            Self::KeepAlive(..) => Durability::Kernel,
+            _ => Durability::Disk,
+        }
+    }
+
+    /// How many bytes of values it writes.
+    fn bytes(&self) -> usize {
+        let Self::Transact(transaction, ..) = self else {
+            return 0;
+        };
+        let values = transaction.then.iter().map(|operation| match operation {
+            Operation::Put { value, .. } => value.len(),
+            Operation::Delete { .. } => 0,
+        });
+        values.sum()
+    }
+}
+
+/// What an answer says that something survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// The end of this process.
+    Kernel,
+    /// That of the machine too.
+    Disk,
+}
+
+/// History is forgotten when nobody waits, if it can: only if it is so many times as long as it
+/// should be is it forgotten while somebody does.
+const FAR_TOO_LONG: u64 = 3;
+
+/// So many pages of the log are brought into the database together, and never while somebody waits
+/// who cannot wait for the disk.
+const CHECKPOINT_PAGES: u32 = 4000;
+/// Unless so many bytes were written since the disk was waited for last.
+const WRITTEN_AT_MOST: usize = 64 << 20;
 
 /// How many requests share one SQLite transaction at most.
 const JOBS_AT_ONCE: usize = 64;
@@ -63,11 +107,23 @@ pub(super) struct Writer {
     state: State,
     revision: Sender<Revision>,
     deadline: Sender<Option<Duration>>,
+    flushes: Flushes,
+    /// What the connection is set to.
+    durability: Durability,
+    /// Bytes of values since the disk was waited for.
+    written: usize,
 }
 
 impl Writer {
-    pub(super) fn open(path: &Path, options: SqliteOptions) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        path: &Path,
+        options: SqliteOptions,
+        flushes: Flushes,
+    ) -> Result<Self, StoreError> {
         let connection = open_for_writing(path)?;
+        connection
+            .pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
+            .map_err(failed)?;
         let (revision, compacted) = revisions(&connection)?;
         let now = options.clock.now();
         let mut leases = BTreeMap::new();
@@ -100,6 +156,9 @@ impl Writer {
             },
             revision: Sender::new(revision),
             deadline: Sender::new(deadline),
+            flushes,
+            durability: Durability::Disk,
+            written: 0,
         })
     }
 
@@ -115,27 +174,69 @@ impl Writer {
 
     /// Works until nobody can ask any more.
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<WriteJob>) {
-        while let Some(first) = jobs.blocking_recv() {
+        let mut next = None;
+        while let Some(first) = next.take().or_else(|| jobs.blocking_recv()) {
+            let durability = first.durability();
             let mut batch = vec![first];
             while batch.len() < JOBS_AT_ONCE
                 && let Ok(job) = jobs.try_recv()
             {
+                if durability == Durability::Kernel && job.durability() == Durability::Disk {
+                    // Who waits for the disk keeps nobody waiting who came before.
+                    next = Some(job);
+                    break;
+                }
                 batch.push(job);
             }
-            self.carry_out(batch);
+            self.carry_out(batch, durability);
         }
     }
 
-    fn carry_out(&mut self, batch: Vec<WriteJob>) {
+    /// Says whether commits wait for the disk.
+    fn set(&mut self, durability: Durability) -> Result<(), StoreError> {
+        if self.durability == durability {
+            return Ok(());
+        }
+        let (synchronous, pages) = match durability {
+            Durability::Disk => ("FULL", CHECKPOINT_PAGES),
+            Durability::Kernel => ("NORMAL", 0),
+        };
+        let set = |name, value: &dyn rusqlite::ToSql| {
+            self.connection
+                .pragma_update(None, name, value)
+                .map_err(failed)
+        };
+        set("synchronous", &synchronous)?;
+        set("wal_autocheckpoint", &pages)?;
+        self.durability = durability;
+        Ok(())
+    }
+
+    fn carry_out(&mut self, batch: Vec<WriteJob>, mut durability: Durability) {
+        self.written += batch.iter().map(WriteJob::bytes).sum::<usize>();
+        if self.written > WRITTEN_AT_MOST || durability == Durability::Disk {
+            (durability, self.written) = (Durability::Disk, 0);
+        }
         let concerns_leases = batch
             .iter()
             .any(|job| !matches!(job, WriteJob::Transact(..) | WriteJob::Compact(..)));
         let before = self.state.clone();
         let mut answers = Vec::with_capacity(batch.len());
-        let result = self.commit(batch, &mut answers);
+        let set = self.set(durability);
+        // If it cannot be set nothing is attempted, and everybody is told.
+        let result = match set {
+            Ok(()) => self.commit(batch, &mut answers),
+            Err(error) => {
+                answers.extend(batch.into_iter().filter_map(unanswered));
+                Err(error)
+            }
+        };
         match &result {
             Ok(()) if self.state.revision != before.revision => {
                 self.revision.send_replace(self.state.revision);
+                if durability == Durability::Kernel {
+                    self.flushes.ask();
+                }
             }
             Ok(()) => {}
             Err(error) => {
@@ -162,6 +263,7 @@ impl Writer {
             clock,
             history,
             state,
+            durability,
             ..
         } = self;
         let step = connection
@@ -189,7 +291,10 @@ impl Writer {
         }
         let mut work = work?;
         result?;
-        if work.state.revision.0 > work.state.compacted.0 + *history + *history / 4 + 64 {
+        let length = work.state.revision.0 - work.state.compacted.0;
+        let too_long = *history + *history / 4 + 64;
+        let waits = *durability == Durability::Kernel;
+        if length > too_long && !(waits && length < too_long * FAR_TOO_LONG) {
             work.compact(Revision(work.state.revision.0 - *history))?;
         }
         step?.commit().map_err(failed)
@@ -209,7 +314,7 @@ fn repeat(error: &StoreError) -> StoreError {
 fn unanswered(job: WriteJob) -> Option<Answer> {
     let closed = StoreError::Closed;
     match job {
-        WriteJob::Transact(_, reply) => Some(answer(reply, Err(closed))),
+        WriteJob::Transact(_, _, reply) => Some(answer(reply, Err(closed))),
         WriteJob::Grant(_, reply) => Some(answer(reply, Err(closed))),
         WriteJob::KeepAlive(_, reply)
         | WriteJob::Revoke(_, reply)
@@ -230,7 +335,7 @@ impl Work<'_> {
     /// of SQLite undoes the whole batch.
     fn carry_out(&mut self, job: WriteJob, answers: &mut Vec<Answer>) -> Result<(), StoreError> {
         match job {
-            WriteJob::Transact(transaction, reply) => {
+            WriteJob::Transact(transaction, _, reply) => {
                 let result = self.transact(&transaction);
                 settle(result, reply, answers)
             }

@@ -1,8 +1,8 @@
 //! How others decide, so that ours can be compared with them on the same fleet and trace.
 //!
 //! Each is a model of published behaviour and defaults, not the program itself. All of them place
-//! workloads as we do, on the fullest machine, and choose machines to wake as we do: where the
-//! real ones do worse, the comparison flatters them.
+//! workloads on the fullest machine, and choose machines to wake as we do: where the real ones do
+//! worse, the comparison flatters them.
 
 pub(super) mod always_on;
 pub(super) mod clock;

@@ -57,19 +57,11 @@ impl Faulty {
         let enough = tokio::time::timeout(Duration::from_secs(10), enough);
         drop(enough.await.unwrap().unwrap());
     }
-}
 
-#[async_trait::async_trait]
-impl Store for Faulty {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.store.get(key).await
-    }
-
-    async fn range(&self, range: Range) -> Result<Page, StoreError> {
-        self.store.range(range).await
-    }
-
-    async fn transact(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
+    async fn suffer(
+        &self,
+        transaction: impl Future<Output = Result<Outcome, StoreError>>,
+    ) -> Result<Outcome, StoreError> {
         let mut held = self.held.subscribe();
         self.waiting.send_modify(|count| *count += 1);
         let _ = held.wait_for(|held| !held).await;
@@ -78,11 +70,30 @@ impl Store for Faulty {
         if fault == Some(Fault::Before) {
             return Err(StoreError::Closed);
         }
-        let outcome = self.store.transact(transaction).await;
+        let outcome = transaction.await;
         if fault == Some(Fault::After) {
             return Err(StoreError::Closed);
         }
         outcome
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Faulty {
+    async fn transact(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
+        self.suffer(self.store.transact(transaction)).await
+    }
+
+    async fn transact_soon(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
+        self.suffer(self.store.transact_soon(transaction)).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn range(&self, range: Range) -> Result<Page, StoreError> {
+        self.store.range(range).await
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {

@@ -54,7 +54,10 @@ pub(crate) async fn start() -> (Cluster, String, tokio::task::JoinSet<()>) {
     };
     let router = Router::new()
         .route("/api/v1/nodes", get(nodes))
-        .route("/api/v1/nodes/{name}", patch(patch_node))
+        .route(
+            "/api/v1/nodes/{name}",
+            patch(patch_node).delete(delete_node),
+        )
         .route("/api/v1/pods", get(pods))
         .route("/apis/policy/v1/poddisruptionbudgets", get(budgets))
         .route(
@@ -150,6 +153,10 @@ impl Cluster {
     pub(crate) fn node(&self, name: &str, up: bool) {
         self.with(|state| {
             let known = state.objects.entry("nodes").or_default().get(name).cloned();
+            // Kubelets make them.
+            if known.is_none() && !up {
+                return;
+            }
             let mut node = known.unwrap_or_else(|| {
                 json!({
                     "metadata": { "name": name },
@@ -200,6 +207,20 @@ impl Cluster {
             (key.clone(), node)
         })
         .collect()
+    }
+
+    /// Whether there is such a node, and its taints.
+    pub(crate) fn taints(&self, node: &str) -> Option<Value> {
+        let state = self.state.lock().unwrap();
+        Some(state.objects["nodes"].get(node)?["spec"]["taints"].clone())
+    }
+
+    pub(crate) fn taint(&self, node: &str, key: &str) {
+        self.with(|state| {
+            let mut object = state.objects["nodes"][node].clone();
+            object["spec"]["taints"] = json!([{ "key": key, "effect": "NoSchedule" }]);
+            state.put("nodes", object);
+        });
     }
 
     /// Forgets what happened, and breaks every watch off.
@@ -364,6 +385,24 @@ async fn patch_node(
         merge(&mut node, change);
         state.put("nodes", node.clone());
         Json(node).into_response()
+    })
+}
+
+async fn delete_node(
+    State(cluster): State<Cluster>,
+    Path(name): Path<String>,
+    Json(body): Json<Value>,
+) -> Response {
+    cluster.with(|state| {
+        let Some(node) = state.objects["nodes"].get(&name) else {
+            return StatusCode::NOT_FOUND.into_response();
+        };
+        let version = &node["metadata"]["resourceVersion"];
+        if body["preconditions"]["resourceVersion"] != *version {
+            return StatusCode::CONFLICT.into_response();
+        }
+        state.remove("nodes", &name);
+        Json(json!({ "kind": "Status" })).into_response()
     })
 }
 

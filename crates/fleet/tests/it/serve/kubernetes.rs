@@ -9,6 +9,7 @@ use fleet::{
     kubernetes::{Api, KubernetesSource, Place},
     moment::Span,
     serve::Source,
+    targets::NodeName,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -22,7 +23,11 @@ struct Scene {
 
 /// Three machines, of which the first is a base machine, each with a daemon's pod on it.
 async fn scene(dry_run: bool) -> Scene {
-    let mut bench = bench_with(3, "", dry_run).await;
+    scene_of("", dry_run).await
+}
+
+async fn scene_of(group: &str, dry_run: bool) -> Scene {
+    let mut bench = bench_with(3, group, dry_run).await;
     let (cluster, address, server) = cluster::start().await;
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), "first\n").unwrap();
@@ -77,7 +82,7 @@ impl Scene {
                     .collect();
                 let ready = up.iter().all(|(name, up)| {
                     let facts = demand.nodes.get(name);
-                    facts.is_some_and(|one| one.ready == *up || one.hold)
+                    facts.map_or(!*up, |one| one.ready == *up || one.hold)
                 });
                 if placed == expected && ready {
                     return;
@@ -183,4 +188,33 @@ async fn what_somebody_else_cordoned_is_left_and_a_dry_run_touches_nothing() {
         .with(|state| (state.patches.len(), state.evictions));
     assert_eq!((patches, evictions), (0, 0));
     assert!(scene.bench.sent("m1").is_empty());
+}
+
+/// Cluster Autoscaler taints what it gives back, and never takes that away from a node that stays; and
+/// it stops when too many nodes are not ready.
+#[tokio::test]
+async fn the_node_of_a_machine_that_was_given_back_is_forgotten_while_it_sleeps() {
+    let mut scene = scene_of("cluster_autoscaler = true", false).await;
+    scene.run(Span(60)).await;
+    let targets = scene.bench.fleet.targets().unwrap();
+    scene.cluster.taint("m1", "ToBeDeletedByClusterAutoscaler");
+    let node = NodeName {
+        provider_id: "atoll://m1".to_owned(),
+        name: "m1".to_owned(),
+    };
+    let given = targets.delete("pool", vec![node], scene.bench.now()).await;
+    assert_eq!(given.unwrap(), ["m1"]);
+    scene.until("m1", false).await;
+    scene.run(Span::minutes(2)).await;
+    assert_eq!(scene.cluster.taints("m1"), None, "it is forgotten");
+    assert!(scene.cluster.taints("m0").is_some());
+    assert!(scene.cluster.taints("m2").is_some(), "who is on is kept");
+
+    let promised = targets.increase("pool", 1, scene.bench.now()).await;
+    assert_eq!(promised.unwrap(), ["m1"]);
+    scene.until("m1", true).await;
+    scene.run(Span::minutes(2)).await;
+    let taints = scene.cluster.taints("m1").unwrap();
+    assert!(taints.is_null(), "its kubelet made it anew: {taints}");
+    assert!(scene.bench.with(|world| world.violations.is_empty()));
 }
