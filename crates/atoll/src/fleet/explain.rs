@@ -84,6 +84,9 @@ fn words(said: &Explanation) -> String {
             one.attempts
         ));
     }
+    if let Some(trouble) = &said.trouble {
+        lines.push(format!("  trouble   {trouble}"));
+    }
     let lines: Vec<String> = lines.iter().map(|line| style::harmless(line)).collect();
     format!("{}\n", lines.join("\n"))
 }
@@ -106,6 +109,7 @@ mod tests {
             would: Some("would sleep in 5 min if workload db might be moved".to_owned()),
             since: at.minus(fleet::moment::Span::hours(2)),
             under_way: None,
+            trouble: None,
             dry_run: false,
         };
         assert_eq!(
@@ -115,6 +119,8 @@ mod tests {
              2026-05-01T10:00:00Z (2 h)\n"
         );
         said.power = Some(Power::On);
+        said.trouble = Some("no answer within 10 s".to_owned());
         assert!(words(&said).starts_with("m7 is on\n"));
+        assert!(words(&said).ends_with("  trouble   no answer within 10 s\n"));
     }
 }

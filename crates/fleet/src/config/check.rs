@@ -323,8 +323,16 @@ fn check_power<'a>(
             address,
             system,
             certificate_sha256,
+            timeout,
             ..
         } => {
+            if timeout.is_some_and(|span| !(1..=10).contains(&span.0)) {
+                findings.add(
+                    &below("timeout"),
+                    "`timeout` is nothing, or longer than 10 s",
+                    "write a length of time such as \"5s\"",
+                );
+            }
             if !(address.starts_with("https://") || address.starts_with("http://")) {
                 findings.add(
                     &below("address"),
@@ -347,6 +355,8 @@ fn check_power<'a>(
                 );
             }
             let system = system.as_deref().unwrap_or_default();
+            let address = address.trim_end_matches('/').to_ascii_lowercase();
+            let system = system.trim_end_matches('/');
             ("address", format!("redfish {address} {system}"))
         }
         PowerEntry::Ipmi { address, port, .. } => {
@@ -361,7 +371,12 @@ fn check_power<'a>(
                 );
             }
             check_command(findings, &below("off"), off);
-            ("mac", format!("mac {}", mac.to_ascii_lowercase()))
+            // However it is written: `-` or `:`, small letters or not.
+            let bytes = parse_mac(mac).map(|bytes| format!("{bytes:02x?}"));
+            (
+                "mac",
+                format!("mac {}", bytes.unwrap_or_else(|| mac.clone())),
+            )
         }
         PowerEntry::Command {
             on, off, status, ..

@@ -192,6 +192,8 @@ pub enum PowerEntry {
         /// SHA-256 of its certificate, in hexadecimal: nothing else is accepted then. Without it,
         /// the certificate must be signed by somebody whom this machine trusts.
         certificate_sha256: Option<String>,
+        /// How long it may take to answer; 10 seconds if left out, which is the most.
+        timeout: Option<Span>,
     },
     /// A management controller that speaks IPMI 2.0 over LAN+; switched by `ipmitool`.
     Ipmi {

@@ -143,6 +143,11 @@ fn every_kind_of_mistake_has_its_line_and_its_remedy() {
         "wakes_per_second",
     );
     check("user = \"root\", ", "", "missing field `user`");
+    check(
+        "user = \"root\", ",
+        "user = \"root\", timeout = \"1m\", ",
+        "longer than 10 s",
+    );
     check("max = 2", "max = ", "");
 }
 
@@ -162,15 +167,16 @@ fn an_auto_machine_says_how_it_is_switched() {
 
 #[test]
 fn two_machines_are_never_switched_by_one_address() {
-    let text = GOOD.replace(
-        "role = \"base\"",
-        "power = { driver = \"wake-on-lan\", mac = \"00:11:22:33:44:55\", off = [\"x\"] }",
-    );
-    let error = parse(&text).unwrap_err();
-    assert!(
-        error.mistakes[0].cause.contains("by the same mac"),
-        "{error:?}"
-    );
+    for mac in ["00:11:22:33:44:55", "00-11-22-33-44-55"] {
+        let power =
+            format!("power = {{ driver = \"wake-on-lan\", mac = \"{mac}\", off = [\"x\"] }}");
+        let text = GOOD.replace("role = \"base\"", &power);
+        let error = parse(&text).unwrap_err();
+        assert!(
+            error.mistakes[0].cause.contains("by the same mac"),
+            "{error:?}"
+        );
+    }
 }
 
 #[test]

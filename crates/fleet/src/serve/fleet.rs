@@ -24,7 +24,7 @@ use crate::{
         drivers::open,
         executor::{Executor, Stagger, Switchable},
         journal::{Journal, JournalError, Leadership},
-        transition::{Intent, Patience},
+        transition::{Intent, Outcome, Patience},
     },
     targets::{Catalogue, TargetError, Targets},
 };
@@ -483,6 +483,16 @@ impl Fleet {
                 attempts: intent.attempts,
                 last_error: intent.last_error.clone(),
             })
+            .collect();
+        view.troubles = intents
+            .iter()
+            .filter(|(_, one)| {
+                matches!(
+                    one.outcome,
+                    Some(Outcome::NeverCame | Outcome::WouldNotStop)
+                )
+            })
+            .filter_map(|(name, one)| Some((name.clone(), one.last_error.clone()?)))
             .collect();
         let groups = inventory.groups().iter().enumerate();
         status.groups = groups

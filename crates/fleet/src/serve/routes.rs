@@ -159,6 +159,7 @@ impl Shared {
                 said.power = Some(view.machines[place].power);
                 let mut open = view.status.under_way.iter();
                 said.under_way = open.find(|one| one.machine == name).cloned();
+                said.trouble = view.troubles.get(name).cloned();
                 Ok(said)
             }
             (None, None) => Err(not_acting(view.status.standing)),
@@ -198,6 +199,7 @@ fn explanation(record: Record, at: Moment, since: Moment, view: &View) -> Explan
         would: record.would,
         since,
         under_way: None,
+        trouble: None,
         dry_run: view.status.dry_run,
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     power::transition::Wanted,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::record::Segment;
 
@@ -155,6 +155,9 @@ pub struct Explanation {
     /// What is being done with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub under_way: Option<UnderWay>,
+    /// What went wrong when it was switched last, if it did not get where it was to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// Whether nothing of this is carried out.
     pub dry_run: bool,
 }
@@ -221,6 +224,8 @@ pub(super) struct View {
     pub(super) machines: Vec<MachineView>,
     pub(super) decisions: Vec<Record>,
     pub(super) plan: PlanView,
+    /// What went wrong with machines that did not get where they were to go, by their names.
+    pub(super) troubles: HashMap<String, String>,
 }
 
 /// No more workloads than this are named in a plan's lists.

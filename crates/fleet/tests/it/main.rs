@@ -10,6 +10,7 @@ mod history;
 mod invariants;
 mod planner;
 mod power;
+mod rack;
 mod reasons;
 mod redfish;
 mod serve;

@@ -143,6 +143,7 @@ fn entry(folder: &tempfile::TempDir, address: String, password: &str) -> PowerEn
         user: "admin".into(),
         password: SecretSource::File(path),
         certificate_sha256: None,
+        timeout: None,
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 
-/// One request takes no longer.
+/// One request takes no longer, unless the configuration says less.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// No answer is read further.
 const LONGEST: usize = 1 << 20;
@@ -37,6 +37,7 @@ pub struct RedfishDriver {
     user: String,
     password: Secret,
     access: Mutex<Access>,
+    timeout: Duration,
 }
 
 impl RedfishDriver {
@@ -52,12 +53,14 @@ impl RedfishDriver {
             user,
             password,
             certificate_sha256,
+            timeout,
         } = entry
         else {
             return Err(refuse("this is no Redfish driver".to_owned()));
         };
+        let timeout = timeout.map_or(DEADLINE, |span| Duration::from_secs(span.0));
         let mut builder = Client::builder()
-            .timeout(DEADLINE)
+            .timeout(timeout)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy();
         if let Some(pin) = certificate_sha256 {
@@ -74,6 +77,7 @@ impl RedfishDriver {
             user: user.clone(),
             password: password.read()?,
             access: Mutex::default(),
+            timeout,
         })
     }
 
@@ -103,7 +107,7 @@ impl RedfishDriver {
             if let Some(body) = body {
                 request = request.json(body);
             }
-            let response = send(request).await?;
+            let response = self.send(request).await?;
             match response.status() {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if fresh => {
                     return Err(PowerError::Denied);
@@ -125,7 +129,7 @@ impl RedfishDriver {
         }
         let body = json!({ "UserName": self.user, "Password": self.password.expose() });
         let url = format!("{}{SESSIONS}", self.address);
-        let response = send(self.client.post(url).json(&body)).await?;
+        let response = self.send(self.client.post(url).json(&body)).await?;
         let token = response.headers().get("X-Auth-Token");
         let token = token.and_then(|value| value.to_str().ok());
         *access = match (response.status(), token) {
@@ -162,22 +166,22 @@ impl RedfishDriver {
         Ok(path.to_owned())
     }
 
+    async fn send(&self, request: RequestBuilder) -> Result<Response, PowerError> {
+        request.send().await.map_err(|error| {
+            if error.is_timeout() {
+                PowerError::TimedOut(self.timeout)
+            } else {
+                // Without the address, which may carry a name and a password.
+                PowerError::Failed(format!("no answer: {}", cause(&error.without_url())))
+            }
+        })
+    }
+
     /// The system as it is, and its tag.
     async fn system(&self) -> Result<(Value, Option<String>), PowerError> {
         let path = self.path().await?;
         read(self.ask(Method::GET, &path, None, None).await?).await
     }
-}
-
-async fn send(request: RequestBuilder) -> Result<Response, PowerError> {
-    request.send().await.map_err(|error| {
-        if error.is_timeout() {
-            PowerError::TimedOut(DEADLINE)
-        } else {
-            // Without the address, which may carry a name and a password.
-            PowerError::Failed(format!("no answer: {}", cause(&error.without_url())))
-        }
-    })
 }
 
 /// The innermost cause: the outer ones only say that something could not be sent.

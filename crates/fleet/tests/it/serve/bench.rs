@@ -194,10 +194,11 @@ boot = "60s"
     for at in 0..machines {
         // 127.0.0.0/8 is all this machine's own.
         let address = format!(
-            "127.{}.{}.{}:2222",
-            100 + process % 100,
-            number % 250,
-            at + 1
+            "127.{}.{}.{}:{}",
+            1 + (process >> 8) % 120,
+            process % 256,
+            at + 1,
+            2300 + number
         );
         let role = if at == 0 { "base" } else { "auto" };
         text.push_str(&format!(
