@@ -63,14 +63,18 @@ mod offload;
 mod packet;
 pub mod path;
 mod prefix;
+pub mod relay;
 mod tun;
 mod wire;
 
 pub use clock::{Clock, ShiftedClock, SystemClock};
-pub use engine::{Engine, EngineStatus, PeerOptions, PeerStatus};
+pub use engine::{
+    Engine, EngineStatus, PathOptions, PeerOptions, PeerStatus, PeerWay, RelayStatus,
+};
 pub use error::Error;
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use namespace::Namespace;
 pub use prefix::Prefix;
+pub use relay::{Relay, RelayAddress, RelayOptions};
 pub use tun::{Offload, Tun, TunOptions};
 pub use wire::{Wire, WireOptions};
