@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::paths::Prober;
+use super::paths::{Change, Prober};
 use super::peer::{Peer, State};
 use super::statistics::one;
 use super::way::{Letter, Way};
@@ -105,8 +105,11 @@ impl Keeper {
                 shared.relays.note_change();
             }
         }
-        let listed = shared.relays.take_change();
-        if listed {
+        let change = Change {
+            listed: shared.relays.take_change(),
+            moved: shared.relays.take_move(),
+        };
+        if change.listed {
             shared.relays.rouse();
         }
         let mut own = lock(&shared.candidates).clone();
@@ -116,7 +119,7 @@ impl Keeper {
             if shared.stopping() {
                 return;
             }
-            self.prober.tick(&shared, &peer, listed, &own);
+            self.prober.tick(&shared, &peer, change, &own);
         }
     }
 

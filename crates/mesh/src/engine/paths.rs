@@ -23,6 +23,8 @@ const AGAIN: Duration = Duration::from_millis(250);
 const AGAIN_MOST: u32 = 4;
 /// How often the agent is told where the peer is heard, if it is always the same.
 const LISTEN: Duration = Duration::from_millis(500);
+/// How long nothing may come from a peer while packets are sent to it, before the way is looked at.
+const SILENCE: Duration = Duration::from_millis(500);
 /// How often the peer is told where this node is, while packets go over a relay.
 const TELL: Duration = Duration::from_secs(10);
 
@@ -44,6 +46,8 @@ pub(super) struct Paths {
     /// Where the peer says that it is.
     claimed: Vec<SocketAddr>,
     last_heard: Option<(Route, Instant)>,
+    /// When anything authentic came last.
+    alive: Option<Instant>,
     pending: Option<Pending>,
     /// When the peer was told where this node is, and what.
     told: Option<(Instant, Vec<SocketAddr>)>,
@@ -58,6 +62,7 @@ impl Paths {
             endpoint,
             claimed: Vec::new(),
             last_heard: None,
+            alive: None,
             pending: None,
             told: None,
             probes: Vec::new(),
@@ -95,6 +100,7 @@ impl Paths {
     pub(super) fn heard(&mut self, clock: &dyn Clock, source: &Way) -> bool {
         let now = clock.now();
         self.pending = None;
+        self.alive = Some(now);
         let route = source.route();
         if self
             .last_heard
@@ -158,6 +164,15 @@ impl Paths {
     }
 }
 
+/// What changed that all peers have to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Change {
+    /// Which relays can be used, or where they see this node.
+    pub(super) listed: bool,
+    /// This node is somewhere else.
+    pub(super) moved: bool,
+}
+
 /// What the keeper does for probed peers, ten times a second.
 #[derive(Default)]
 pub(super) struct Prober {
@@ -168,7 +183,13 @@ pub(super) struct Prober {
 
 impl Prober {
     /// Lets time pass for one peer.
-    pub(super) fn tick(&mut self, shared: &Shared, peer: &Peer, listed: bool, own: &[SocketAddr]) {
+    pub(super) fn tick(
+        &mut self,
+        shared: &Shared,
+        peer: &Peer,
+        change: Change,
+        own: &[SocketAddr],
+    ) {
         use std::sync::atomic::Ordering;
         let now = shared.clock.now();
         let mut state = peer.lock();
@@ -176,11 +197,20 @@ impl Prober {
         let Some(paths) = &mut state.paths else {
             return;
         };
-        if listed {
+        if change.listed {
             paths.list(now, &shared.relays);
+        }
+        if change.moved {
+            paths.agent.moved(now);
         }
         if peer.busy.swap(false, Ordering::Relaxed) {
             paths.agent.sent(now);
+            if paths
+                .alive
+                .is_some_and(|at| now.saturating_duration_since(at) >= SILENCE)
+            {
+                paths.agent.doubt(now);
+            }
         }
         if let Some(pending) = &mut paths.pending
             && now >= pending.next
@@ -202,10 +232,18 @@ impl Prober {
         let mut probes = std::mem::take(&mut paths.probes);
         paths.agent.tick(now, &mut probes);
         let relayed = paths.agent.route().filter(Route::relayed);
-        if let Some(Route::Relay(id)) = relayed
-            && paths.agent.misses() >= 2
-            && let Some(link) = shared.relays.get(id)
-        {
+        // Is it the relay, the peer, or this node that is not where it was?
+        let suspect = match paths.agent.route() {
+            Some(Route::Relay(id)) if paths.agent.misses() >= 2 => Some(id),
+            Some(Route::Direct(_)) if paths.agent.misses() >= 1 => {
+                paths.agent.routes().find_map(|route| match route {
+                    Route::Relay(id) => Some(id),
+                    Route::Direct(_) => None,
+                })
+            }
+            _ => None,
+        };
+        if let Some(link) = suspect.and_then(|id| shared.relays.get(id)) {
             link.check(now);
         }
         let tell = paths.agent.active(now)

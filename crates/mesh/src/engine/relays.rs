@@ -52,6 +52,8 @@ pub(super) struct Link {
     /// The sessions' numbers, 0 for none.
     udp_session: AtomicU32,
     tls_session: AtomicU32,
+    /// The relay saw this node at another address than before.
+    moved: AtomicBool,
     state: Mutex<LinkState>,
     outbox: Arc<Outbox>,
 }
@@ -61,7 +63,7 @@ struct LinkState {
     udp: Session,
     tls: Session,
     seen: Option<SocketAddr>,
-    /// Since when UDP does not work.
+    /// When UDP was tried first, until it works.
     udp_out: Option<Instant>,
 }
 
@@ -121,7 +123,7 @@ impl Link {
         let mut out = Vec::new();
         let change = lock(&self.state).udp.tick(now, &mut out);
         send_one(wire, address, &out);
-        self.apply_udp(now, change)
+        self.apply_udp(change)
     }
 
     /// Takes a frame that came from the relay over UDP and is no data. Whether something changed.
@@ -132,7 +134,7 @@ impl Link {
         let mut out = Vec::new();
         let change = lock(&self.state).udp.take(now, frame, &mut out);
         send_one(wire, address, &out);
-        self.apply_udp(now, change)
+        self.apply_udp(change)
     }
 
     /// Says goodbye. A relay to which there is a connection learns it by that.
@@ -155,17 +157,22 @@ impl Link {
         }
     }
 
-    fn apply_udp(&self, now: Instant, change: Change) -> bool {
+    fn apply_udp(&self, change: Change) -> bool {
         match change {
             Change::None => false,
             Change::In { session, seen } => {
                 let mut state = lock(&self.state);
                 state.udp_out = None;
-                let moved = state.seen.replace(seen) != Some(seen);
+                let before = state.seen.replace(seen);
+                let moved = before != Some(seen);
+                if before.is_some_and(|before| before.ip() != seen.ip()) {
+                    self.moved.store(true, Ordering::Relaxed);
+                }
                 self.udp_session.swap(session, Ordering::Relaxed) == 0 || moved
             }
             Change::Out => {
-                lock(&self.state).udp_out = Some(now);
+                // It was asked several times already: no more waiting.
+                lock(&self.state).udp_out = None;
                 self.udp_session.swap(0, Ordering::Relaxed) != 0
             }
         }
@@ -271,6 +278,7 @@ impl Relays {
                 address: address.clone(),
                 udp_session: AtomicU32::new(0),
                 tls_session: AtomicU32::new(0),
+                moved: AtomicBool::new(false),
                 state: Mutex::new(LinkState {
                     udp,
                     tls,
@@ -296,6 +304,15 @@ impl Relays {
     /// Whether something changed since this was asked last.
     pub(super) fn take_change(&self) -> bool {
         self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether this node was seen at another address since this was asked last.
+    pub(super) fn take_move(&self) -> bool {
+        let list = read(&self.list);
+        let moved = list
+            .iter()
+            .filter(|link| link.moved.swap(false, Ordering::Relaxed));
+        moved.count() > 0
     }
 
     pub(super) fn note_change(&self) {

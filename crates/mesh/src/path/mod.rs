@@ -49,7 +49,7 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(100);
 const LAST_INTERVAL: Duration = Duration::from_secs(16);
 /// From this interval on, hearing something over a route that is not proven begins with the first anew.
 const RECONSIDER: Duration = Duration::from_millis(3_200);
-/// How long an answer may take.
+/// How long an answer may take; of a route that is proven, four times as long as usual, but not less than half of this.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Misses in a row after which a route is not proven any more.
 const MISSES: u32 = 5;
@@ -132,10 +132,16 @@ impl Candidate {
         self.interval = FIRST_INTERVAL;
     }
 
+    /// How long an answer is waited for.
+    fn patience(&self) -> Duration {
+        let usual = self.round_trip.unwrap_or(PATIENCE);
+        (usual * 4).clamp(PATIENCE / 2, PATIENCE)
+    }
+
     /// Notes which probes were not answered.
     fn expire(&mut self, now: Instant) {
         while let Some((_, sent)) = self.outstanding.front()
-            && now.saturating_duration_since(*sent) >= PATIENCE
+            && now.saturating_duration_since(*sent) >= self.patience()
         {
             self.outstanding.pop_front();
             self.misses = self.misses.saturating_add(1);
@@ -230,6 +236,25 @@ impl Agent {
         }
     }
 
+    /// Notes that packets are sent and nothing comes back: the route in use is probed at once.
+    pub fn doubt(&mut self, now: Instant) {
+        if let Some(chosen) = self.chosen
+            && let Some(candidate) = self.find_mut(chosen)
+            && candidate.round_trip.is_some()
+            && candidate.outstanding.is_empty()
+        {
+            candidate.next = candidate.next.min(now);
+        }
+    }
+
+    /// Notes that this node is somewhere else now: nothing direct is proven any more, and everything is probed anew.
+    pub fn moved(&mut self, now: Instant) {
+        for candidate in &mut self.candidates {
+            candidate.restart(now);
+        }
+        self.forget();
+    }
+
     /// Forgets what was proven of direct routes.
     fn forget(&mut self) {
         for candidate in &mut self.candidates {
@@ -252,6 +277,9 @@ impl Agent {
             {
                 candidate.misses = 0;
                 self.chosen = Some(route);
+            } else if self.chosen.is_some_and(|chosen| !chosen.relayed()) {
+                // The peer gave the direct route up, or never had one: look whether it is still there.
+                self.doubt(now);
             }
             return;
         }
@@ -368,7 +396,7 @@ impl Agent {
             let expires = candidate
                 .outstanding
                 .front()
-                .map(|(_, sent)| *sent + PATIENCE);
+                .map(|(_, sent)| *sent + candidate.patience());
             expires.into_iter().chain([candidate.next])
         });
         next.min().filter(|next| *next < idle)

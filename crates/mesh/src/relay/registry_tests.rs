@@ -123,7 +123,7 @@ fn registrations_end_and_are_renewed() {
         converse(&mut registry, &mut one, now, place(1));
         assert_eq!(one.number(), before, "the session stays");
     }
-    // The relay is gone: four questions without an answer.
+    // The relay is gone: three questions without an answer.
     let start = now + Duration::from_secs(21);
     now = start;
     let mut lost = false;
@@ -131,7 +131,7 @@ fn registrations_end_and_are_renewed() {
         lost = one.tick(now, &mut Vec::new()) == Change::Out;
         now += Duration::from_millis(50);
     }
-    assert!(lost && now < start + Duration::from_secs(5));
+    assert!(lost && now < start + Duration::from_secs(3));
     registry.tick(now + LIFETIME);
     assert_eq!(registry.statistics.clients, 0);
 }

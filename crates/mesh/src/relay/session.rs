@@ -4,11 +4,11 @@
 //!         hello                challenge, register            registered
 //!   out ─────────► asking ──────────────────────────► asking ────────────► in
 //!    ▲               │ ▲                                                    │
-//!    │  four unheard │ └──────────── every third of a lifetime, unknown ────┤
+//!    │  three unheard │ └──────────── every third of a lifetime, unknown ────┤
 //!    └───────────────┴───────────────────────── goodbye ────────────────────┘
 //! ```
 //!
-//! Who is in stays in while asking again; only when nobody answers four times, the relay counts as lost.
+//! Who is in stays in while asking again; only when nobody answers three times, the relay counts as lost.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// See [`FIRST_WAIT`].
 const LAST_WAIT: Duration = Duration::from_secs(8);
 /// Questions without an answer after which the relay counts as lost.
-const MISSES: u32 = 4;
+const MISSES: u32 = 3;
 /// How long a relay that said goodbye is left in peace.
 const AFTER_GOODBYE: Duration = Duration::from_secs(2);
 /// How often one may be told that a session is unknown.

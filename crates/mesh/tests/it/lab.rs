@@ -15,7 +15,7 @@ use mesh::{
 };
 
 /// The longest wait for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program that will run in the namespace.
 pub(crate) fn program(space: &Namespace, name: &str, arguments: &[&str]) -> Command {
