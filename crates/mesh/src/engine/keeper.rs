@@ -115,7 +115,8 @@ impl Keeper {
         let mut own = lock(&shared.candidates).clone();
         own.extend(shared.relays.seen());
         own.truncate(super::signal::MOST_ADDRESSES);
-        for peer in read(&shared.table).probed() {
+        let peers = read(&shared.table).probed();
+        for peer in peers {
             if shared.stopping() {
                 return;
             }

@@ -13,6 +13,10 @@
 //! machines with few processors and costs order, which TCP pays for. What is expensive and can be asked for by
 //! strangers, the handshakes, has a thread and a bounded queue of its own, so that a flood of them takes no data's place.
 //!
+//! Packets go over a way (`way`): to an address, or over a relay. For peers that are probed (`paths`) the keeper asks the path agent ten times a
+//! second and puts what it chose beside the tunnel, so sending reads one field more and nothing else. Relays (`relays`) share the UDP sockets; a
+//! fourth thread has the connections to those that are only reached over TLS.
+//!
 //! A peer has one lock around its tunnel and its address; it is held for one batch. All queues are bounded: what the kernel
 //! keeps at the device and the sockets, 256 handshakes, and 128 packets a peer and 4 MiB in all that wait for sessions.
 //! Packets never make the engine fail: what is wrong with them is counted.

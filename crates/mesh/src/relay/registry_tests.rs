@@ -220,7 +220,7 @@ fn each_has_a_share_and_there_is_an_end_of_clients() {
     assert!(sent(&mut registry, 0, now + Duration::from_millis(200)));
     assert_eq!(registry.statistics.limited, 40);
     // Handshakes have a share of their own.
-    let mut handshake = vec![0; 148];
+    let mut handshake = [0; 148];
     handshake[0] = 1;
     let number = sessions[2].number().unwrap();
     let carried = (0..200)
