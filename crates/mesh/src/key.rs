@@ -155,7 +155,7 @@ impl FromStr for PresharedKey {
 }
 
 /// 32 bytes from the kernel.
-fn random() -> Result<[u8; 32], Error> {
+pub(crate) fn random() -> Result<[u8; 32], Error> {
     let mut bytes = [0; 32];
     let mut filled = 0;
     while filled < bytes.len() {

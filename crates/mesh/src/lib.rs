@@ -5,12 +5,14 @@
 //! implementation. What makes it fast is that packets travel by the dozen everywhere: the kernel hands over and takes up to
 //! 64 KiB at once at the device ([`tun`](Offload)), up to 64 datagrams at once at the socket, and keys are used for whole batches.
 //!
-//! It is not: who the peers are, where they are, or what they are called. It holds no state on disk, knows no relay and makes no
+//! It is not: who the peers are, or what they are called. It holds no state on disk and makes no
 //! decision that outlives a packet. Peers are told to it ([`Engine::set_peer`]) and may be added, changed and removed while it
 //! runs. A peer is its public key; the mesh's other identities live with whoever calls this.
 //!
-//! [`path`] decides which way packets to a peer go (relay first, direct once proven). It has no I/O, and the engine does not ask it
-//! yet: without relays there is one way only.
+//! A peer that is such an engine too ([`PeerOptions::paths`]) is reached over a [`Relay`] at once, and directly as soon as probes inside the
+//! session prove that this works; [`path`] decides, without I/O. What a node has to be told for that: the relays ([`Engine::set_relays`], with a ticket
+//! that a [`relay::TicketCheck`] accepts) and the peers' keys. Where peers are they tell each other inside their sessions: what relays see of them, and
+//! what [`Engine::set_candidates`] adds. Any other WireGuard node is a peer without `paths`; packets go to where it was heard last.
 //!
 //! What `examples/throughput.rs` printed on two shared processors (Linux 6.18, reno, medians of 3 rounds of 2 s),
 //! beside Debian 12's wireguard-go (0.0.20220316), which has no offloads:
@@ -23,7 +25,7 @@
 //! Its pings are shorter under load as it carries a sixth of the traffic. With other work on the machine, this one's single
 //! stream went down to 1.8 Gb/s and the ratios lay between 4.2 and 7.3.
 //!
-//! Start reading at [`engine`]; then `crypto` for what the core must do, `offload` for cutting and joining
+//! Start reading at [`engine`] and [`relay`]; then `crypto` for what the core must do, `offload` for cutting and joining
 //! packets, `wire` for sockets, `tun` for the device.
 //!
 //! ```no_run
@@ -63,14 +65,18 @@ mod offload;
 mod packet;
 pub mod path;
 mod prefix;
+pub mod relay;
 mod tun;
 mod wire;
 
 pub use clock::{Clock, ShiftedClock, SystemClock};
-pub use engine::{Engine, EngineStatus, PeerOptions, PeerStatus};
+pub use engine::{
+    Engine, EngineStatus, PathOptions, PeerOptions, PeerStatus, PeerWay, RelayStatus,
+};
 pub use error::Error;
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use namespace::Namespace;
 pub use prefix::Prefix;
+pub use relay::{Relay, RelayAddress, RelayOptions};
 pub use tun::{Offload, Tun, TunOptions};
 pub use wire::{Wire, WireOptions};

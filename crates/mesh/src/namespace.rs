@@ -72,6 +72,14 @@ impl Namespace {
         )?)
     }
 
+    /// The same namespace, held a second time.
+    pub(crate) fn again(&self) -> Result<Self, Error> {
+        self.0
+            .try_clone()
+            .map(Self)
+            .map_err(|error| Error::io("hold the network namespace", error))
+    }
+
     /// A path that other processes can open as long as this one holds the namespace.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())

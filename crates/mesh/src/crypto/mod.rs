@@ -19,13 +19,15 @@ mod flood;
 mod noise;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use flood::Sources;
 pub use noise::NoiseCore;
-pub(crate) use noise::public_key;
+pub(crate) use noise::{public_key, shared_secret};
+
+use zeroize::Zeroizing;
 
 use crate::batch::Batch;
 use crate::key::{PresharedKey, PublicKey};
@@ -111,6 +113,9 @@ pub trait Core: fmt::Debug + Send + Sync {
     /// The message is not for this node.
     fn identify(&self, initiation: &[u8]) -> Result<PublicKey, Refused>;
 
+    /// What this node and the holder of another key have in common; `None` for a key that has that with everybody.
+    fn agree(&self, other: &PublicKey) -> Option<Zeroizing<[u8; 32]>>;
+
     /// A tunnel without a session.
     fn tunnel(&self, keys: &TunnelKeys) -> Box<dyn Tunnel>;
 
@@ -173,6 +178,9 @@ pub trait Tunnel: fmt::Debug + Send {
     /// The message is refused; nothing changed.
     fn handshake(&mut self, message: &[u8], replies: &mut Batch) -> Result<(), Refused>;
 
+    /// Whether packets would be sealed now, and not wait.
+    fn ready(&self) -> bool;
+
     /// Lets timers fire: rekeying, repeating, keepalives, forgetting. To be called several times a second.
     fn tick(&mut self, replies: &mut Batch);
 
@@ -189,32 +197,6 @@ pub trait Tunnel: fmt::Debug + Send {
 /// Pads to a multiple of 16 bytes, so that lengths tell less, but never beyond the MTU.
 pub(crate) fn padded(length: usize, mtu: usize) -> usize {
     length.next_multiple_of(16).min(mtu.max(length))
-}
-
-/// Where a message came from, and the message, copied out of the way of data.
-#[derive(Debug, Clone)]
-pub(crate) struct Letter {
-    pub(crate) source: SocketAddr,
-    length: usize,
-    bytes: [u8; INITIATION],
-}
-
-impl Letter {
-    /// Copies it; `None` if it is longer than any message of a handshake.
-    pub(crate) fn new(source: SocketAddr, message: &[u8]) -> Option<Self> {
-        let mut bytes = [0; INITIATION];
-        bytes.get_mut(..message.len())?.copy_from_slice(message);
-        Some(Self {
-            source,
-            length: message.len(),
-            bytes,
-        })
-    }
-
-    /// The message.
-    pub(crate) fn message(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
 }
 
 /// Cores are shared among threads.

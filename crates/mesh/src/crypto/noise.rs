@@ -12,6 +12,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519;
+use zeroize::Zeroizing;
 
 use super::{
     Admission, COOKIE, Core, INITIATION, Kind, OVERHEAD, Opened, Refused, Sealed, Tunnel,
@@ -34,6 +35,22 @@ const WAITING_BYTES: usize = 4 << 20;
 pub(crate) fn public_key(private: &PrivateKey) -> PublicKey {
     let secret = x25519::StaticSecret::from(*private.as_bytes());
     PublicKey::from_bytes(x25519::PublicKey::from(&secret).to_bytes())
+}
+
+/// What the holders of two keys have in common; `None` for a key that leads to the same with everybody.
+fn agree(secret: &x25519::StaticSecret, other: &PublicKey) -> Option<Zeroizing<[u8; 32]>> {
+    let shared = secret.diffie_hellman(&x25519::PublicKey::from(*other.as_bytes()));
+    shared
+        .was_contributory()
+        .then(|| Zeroizing::new(shared.to_bytes()))
+}
+
+/// See [`agree`].
+pub(crate) fn shared_secret(
+    private: &PrivateKey,
+    other: &PublicKey,
+) -> Option<Zeroizing<[u8; 32]>> {
+    agree(&x25519::StaticSecret::from(*private.as_bytes()), other)
 }
 
 /// One node's key, its limit on handshakes, and the room for packets that wait.
@@ -98,6 +115,10 @@ impl Core for NoiseCore {
         Ok(PublicKey::from_bytes(half.peer_static_public))
     }
 
+    fn agree(&self, other: &PublicKey) -> Option<Zeroizing<[u8; 32]>> {
+        agree(&self.secret, other)
+    }
+
     fn tunnel(&self, keys: &TunnelKeys) -> Box<dyn Tunnel> {
         let core = Tunn::new(
             self.secret.clone(),
@@ -145,11 +166,6 @@ struct NoiseTunnel {
 }
 
 impl NoiseTunnel {
-    /// Whether packets can be sealed now.
-    fn ready(&self) -> bool {
-        self.core.time_since_last_handshake().is_some()
-    }
-
     /// Begins a handshake, unless one is under way.
     fn initiate(&mut self, replies: &mut Batch) {
         replies.append(INITIATION, |space| {
@@ -341,6 +357,10 @@ impl Tunnel for NoiseTunnel {
             Kind::Cookie(_) | Kind::Data(_) => {}
         }
         Ok(())
+    }
+
+    fn ready(&self) -> bool {
+        self.core.time_since_last_handshake().is_some()
     }
 
     fn tick(&mut self, replies: &mut Batch) {

@@ -1,19 +1,23 @@
 //! From the peers to the device.
 
 use std::io::IoSlice;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::paths::Prober;
 use super::peer::Peer;
+use super::signal::{self, Signal};
 use super::statistics::one;
+use super::way::{Letter, Way};
 use super::{Shared, gone, read};
 use crate::batch::Batch;
-use crate::crypto::{Kind, Letter};
+use crate::crypto::Kind;
 use crate::offload::coalesce::{Coalescer, LONGEST_HEADERS, MOST_PIECES};
 use crate::packet::addresses;
+use crate::relay::{HEADER, Short, data, marked};
 use crate::tun::Offload;
 use crate::wire::Receiver;
 
@@ -33,6 +37,9 @@ pub(super) struct Inbound {
 struct Opening {
     plain: Batch,
     replies: Batch,
+    framed: Batch,
+    signals: Vec<Signal>,
+    prober: Prober,
     coalescer: Coalescer,
     /// The peer of the datagram before; most come from the same.
     peer: Option<Arc<Peer>>,
@@ -48,6 +55,9 @@ impl Inbound {
             state: Opening {
                 plain: Batch::with_capacity(ENOUGH + 65_536),
                 replies: Batch::default(),
+                framed: Batch::default(),
+                signals: Vec::new(),
+                prober: Prober::default(),
                 coalescer: Coalescer::new(udp),
                 peer: None,
             },
@@ -61,6 +71,7 @@ impl Inbound {
             .sockets()
             .map(|socket| PollFd::new(socket, PollFlags::IN))
             .collect();
+        waits.push(PollFd::new(&shared.relays.arrived, PollFlags::IN));
         waits.push(PollFd::new(&shared.wake, PollFlags::IN));
         while !shared.stopping() {
             match poll(&mut waits, None) {
@@ -92,6 +103,10 @@ impl Inbound {
                     }
                 }
             }
+            if !waits[waits.len() - 2].revents().is_empty() && !self.take_arrivals() {
+                tracing::error!(device = shared.tun.name(), "the TUN device is gone");
+                return;
+            }
             // A peer that was removed must not be kept by this.
             self.state.peer = None;
         }
@@ -99,7 +114,9 @@ impl Inbound {
 
     /// Opens what was received, and writes it. Whether the device is still there.
     fn take_all(&mut self) -> bool {
+        let counters = &self.shared.counters;
         for (source, datagrams) in self.receiver.messages() {
+            let way = Way::Direct(source);
             let mut datagrams = datagrams.peekable();
             while let Some(datagram) = datagrams.next() {
                 match Kind::of(datagram) {
@@ -107,17 +124,69 @@ impl Inbound {
                         let same = |next: &&[u8]| Kind::of(next) == Some(Kind::Data(index));
                         let mut run = std::iter::once(datagram)
                             .chain(std::iter::from_fn(|| datagrams.next_if(same)));
-                        self.state.open(&self.shared, source, index, &mut run);
+                        self.state.open(&self.shared, &way, index, &mut run);
                     }
-                    Some(_) => {
-                        let sent = Letter::new(source, datagram)
-                            .is_some_and(|letter| self.letters.try_send(letter).is_ok());
-                        if !sent {
-                            one(&self.shared.counters.flooded);
+                    Some(_) => post(&self.shared, &self.letters, way.clone(), datagram),
+                    None if marked(datagram) => {
+                        let Some(link) = self.shared.relays.at(source) else {
+                            one(&counters.malformed);
+                            continue;
+                        };
+                        let Some((session, from, packet)) = data(datagram) else {
+                            // A word of the relay's own.
+                            let nobody = Short([0; 12]);
+                            post(
+                                &self.shared,
+                                &self.letters,
+                                Way::Relay(link, nobody),
+                                datagram,
+                            );
+                            continue;
+                        };
+                        if session != link.udp_session() {
+                            one(&counters.unknown_session);
+                            continue;
+                        }
+                        let way = Way::Relay(link, from);
+                        match Kind::of(packet) {
+                            Some(Kind::Data(index)) => {
+                                let same = |next: &&[u8]| {
+                                    next.get(..HEADER) == datagram.get(..HEADER)
+                                        && Kind::of(&next[HEADER..]) == Some(Kind::Data(index))
+                                };
+                                let rest = std::iter::from_fn(|| datagrams.next_if(same));
+                                let mut run =
+                                    std::iter::once(packet).chain(rest.map(|next| &next[HEADER..]));
+                                self.state.open(&self.shared, &way, index, &mut run);
+                            }
+                            Some(_) => post(&self.shared, &self.letters, way, packet),
+                            None => one(&counters.malformed),
                         }
                     }
-                    None => one(&self.shared.counters.malformed),
+                    None => one(&counters.malformed),
                 }
+            }
+            if self.state.plain.size() >= ENOUGH && !self.state.write(&self.shared) {
+                return false;
+            }
+        }
+        self.state.write(&self.shared)
+    }
+
+    /// The same for what came over connections to relays.
+    fn take_arrivals(&mut self) -> bool {
+        for (link, frame) in self.shared.relays.arrivals() {
+            let Some((_, from, packet)) = data(&frame) else {
+                continue;
+            };
+            let way = Way::Relay(link, from);
+            match Kind::of(packet) {
+                Some(Kind::Data(index)) => {
+                    let mut run = std::iter::once(packet);
+                    self.state.open(&self.shared, &way, index, &mut run);
+                }
+                Some(_) => post(&self.shared, &self.letters, way, packet),
+                None => one(&self.shared.counters.malformed),
             }
             if self.state.plain.size() >= ENOUGH && !self.state.write(&self.shared) {
                 return false;
@@ -127,12 +196,20 @@ impl Inbound {
     }
 }
 
+/// Hands a message that is not data to the keeper.
+fn post(shared: &Shared, letters: &SyncSender<Letter>, source: Way, message: &[u8]) {
+    let sent = Letter::new(source, message).is_some_and(|letter| letters.try_send(letter).is_ok());
+    if !sent {
+        one(&shared.counters.flooded);
+    }
+}
+
 impl Opening {
     /// Opens messages of one session that came together.
     fn open(
         &mut self,
         shared: &Shared,
-        source: SocketAddr,
+        source: &Way,
         index: u32,
         messages: &mut dyn Iterator<Item = &[u8]>,
     ) {
@@ -152,16 +229,17 @@ impl Opening {
                 .tunnel
                 .open(messages, &mut self.plain, &mut self.replies);
             if opened.authentic() {
-                peer.heard_from(&mut state, source);
+                peer.heard_from(shared, &mut state, source);
             }
             opened
         };
         peer.count_opened(&opened);
         if !self.replies.is_empty() {
-            peer.count_not_sent(shared.wire.send(source, &self.replies).failed);
+            peer.count_not_sent(source.send(&shared.wire, &self.replies, &mut self.framed));
             self.replies.clear();
         }
         let mut foreign = 0;
+        let mut traffic = false;
         let mut last: Option<(IpAddr, bool)> = None;
         for place in from..self.plain.len() {
             let Some(found) = self.plain.get(place).and_then(addresses) else {
@@ -177,11 +255,22 @@ impl Opening {
             last = Some((found.source, own));
             if own {
                 self.coalescer.add(&self.plain, place);
+                traffic = true;
+            } else if found.source == IpAddr::from(signal::ADDRESS)
+                && let Some(signal) = self.plain.get(place).and_then(Signal::read)
+            {
+                self.signals.push(signal);
             } else {
                 foreign += 1;
             }
         }
         peer.count_foreign_source(foreign);
+        if traffic {
+            peer.note_traffic();
+        }
+        for signal in self.signals.drain(..) {
+            self.prober.take(shared, peer, source, signal);
+        }
     }
 
     /// Writes what was opened to the device. Whether the device is still there.

@@ -4,14 +4,19 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::peer::Peer;
+use super::paths::{Change, Prober};
+use super::peer::{Peer, State};
 use super::statistics::one;
-use super::{Shared, read};
+use super::way::{Letter, Way};
+use super::{Shared, lock, read};
 use crate::batch::Batch;
-use crate::crypto::{Admission, Kind, Letter, Sources};
+use crate::crypto::{Admission, Kind, Sources};
+use crate::relay::marked;
 
 /// How often timers are looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// How often paths and relays are looked at.
+const PROBE: Duration = Duration::from_millis(100);
 /// How often the core counts handshakes anew.
 const SECOND: Duration = Duration::from_secs(1);
 /// Handshakes a second, beyond which each source has a share only.
@@ -21,6 +26,8 @@ pub(super) struct Keeper {
     shared: Arc<Shared>,
     sources: Sources,
     replies: Batch,
+    framed: Batch,
+    prober: Prober,
 }
 
 impl Keeper {
@@ -29,6 +36,8 @@ impl Keeper {
             shared,
             sources: Sources::new(LOAD, Instant::now()),
             replies: Batch::default(),
+            framed: Batch::default(),
+            prober: Prober::default(),
         }
     }
 
@@ -36,6 +45,7 @@ impl Keeper {
         // Timers run by the machine's clock, whatever clock was handed in for what they look at.
         let mut tick = Instant::now();
         let mut second = tick;
+        let mut probe = tick;
         while !self.shared.stopping() {
             let now = Instant::now();
             if now >= tick {
@@ -46,7 +56,11 @@ impl Keeper {
                     self.shared.core.tick();
                 }
             }
-            match inbox.recv_timeout(tick.saturating_duration_since(Instant::now())) {
+            if now >= probe {
+                probe = now + PROBE;
+                self.probe();
+            }
+            match inbox.recv_timeout(probe.min(tick).saturating_duration_since(Instant::now())) {
                 Ok(letter) => self.take(&letter),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -62,42 +76,99 @@ impl Keeper {
             }
             let mut state = peer.lock();
             // Without an address, a handshake would only use itself up.
-            if let Some(endpoint) = state.endpoint {
-                state.tunnel.tick(&mut self.replies);
-                drop(state);
-                self.reply(&peer, endpoint);
+            if state.way.is_none() {
+                continue;
             }
+            state.tunnel.tick(&mut self.replies);
+            let all = state.all_ways(&self.shared, &peer, &self.replies);
+            let way = state.way.clone();
+            drop(state);
+            let wire = &self.shared.wire;
+            for way in all.iter().flatten() {
+                way.send(wire, &self.replies, &mut self.framed);
+            }
+            if let (Some(way), None) = (way, all)
+                && !self.replies.is_empty()
+            {
+                peer.count_not_sent(way.send(wire, &self.replies, &mut self.framed));
+            }
+            self.replies.clear();
         }
     }
 
-    /// Sends what there is to be sent to the peer.
-    fn reply(&mut self, peer: &Peer, endpoint: std::net::SocketAddr) {
-        if !self.replies.is_empty() {
-            peer.count_not_sent(self.shared.wire.send(endpoint, &self.replies).failed);
-            self.replies.clear();
+    /// Looks at relays, and at the ways to peers.
+    fn probe(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let now = shared.clock.now();
+        for link in shared.relays.all() {
+            if link.tick(now, &shared.wire) {
+                shared.relays.note_change();
+            }
         }
+        let change = Change {
+            listed: shared.relays.take_change(),
+            moved: shared.relays.take_move(),
+        };
+        if change.listed {
+            shared.relays.rouse();
+        }
+        let mut own = lock(&shared.candidates).clone();
+        own.extend(shared.relays.seen());
+        own.truncate(super::signal::MOST_ADDRESSES);
+        let peers = read(&shared.table).probed();
+        for peer in peers {
+            if shared.stopping() {
+                return;
+            }
+            self.prober.tick(&shared, &peer, change, &own);
+        }
+    }
+
+    /// Sends an answer back; if it is not sure that it arrives so, over the relays too.
+    fn answer(&mut self, peer: &Peer, state: &State, source: &Way) {
+        if self.replies.is_empty() {
+            return;
+        }
+        let wire = &self.shared.wire;
+        peer.count_not_sent(source.send(wire, &self.replies, &mut self.framed));
+        if let (Some(paths), Way::Direct(_)) = (&state.paths, source)
+            && paths.agent.round_trip().is_none()
+            && let Some(way @ Way::Relay(..)) = &state.way
+        {
+            way.send(wire, &self.replies, &mut self.framed);
+        }
+        self.replies.clear();
     }
 
     /// Takes one message of a handshake.
     fn take(&mut self, letter: &Letter) {
         let counters = &self.shared.counters;
-        let source = letter.source;
+        let source = &letter.source;
         let message = letter.message();
+        if marked(message) {
+            if let Way::Relay(link, _) = source
+                && link.take(self.shared.clock.now(), &self.shared.wire, message)
+            {
+                self.shared.relays.note_change();
+                self.probe();
+            }
+            return;
+        }
         let kind = Kind::of(message);
         let peer = match kind {
             Some(Kind::Initiation | Kind::Response(_)) => {
-                match self.shared.core.admit(source.ip(), message) {
+                match self.shared.core.admit(source.source(), message) {
                     Admission::Pass => {}
                     Admission::Refuse => return one(&counters.refused_handshakes),
                     Admission::Challenge(cookie) => {
                         one(&counters.challenged);
                         self.replies.push(&cookie);
-                        self.shared.wire.send(source, &self.replies);
+                        source.send(&self.shared.wire, &self.replies, &mut self.framed);
                         self.replies.clear();
                         return;
                     }
                 }
-                if !self.sources.allow(source.ip(), Instant::now()) {
+                if !self.sources.allow(source.source(), Instant::now()) {
                     return one(&counters.flooded);
                 }
                 match kind {
@@ -121,12 +192,9 @@ impl Keeper {
             return one(&counters.refused_handshakes);
         }
         if !matches!(kind, Some(Kind::Cookie(_))) {
-            peer.heard_from(&mut state, source);
+            peer.heard_from(&self.shared, &mut state, source);
         }
         // The lock is held until all is sent: what waited goes before what comes now.
-        if !self.replies.is_empty() {
-            peer.count_not_sent(self.shared.wire.send(source, &self.replies).failed);
-            self.replies.clear();
-        }
+        self.answer(&peer, &state, source);
     }
 }

@@ -13,6 +13,10 @@
 //! machines with few processors and costs order, which TCP pays for. What is expensive and can be asked for by
 //! strangers, the handshakes, has a thread and a bounded queue of its own, so that a flood of them takes no data's place.
 //!
+//! Packets go over a way (`way`): to an address, or over a relay. For peers that are probed (`paths`) the keeper asks the path agent ten times a
+//! second and puts what it chose beside the tunnel, so sending reads one field more and nothing else. Relays (`relays`) share the UDP sockets; a
+//! fourth thread has the connections to those that are only reached over TLS.
+//!
 //! A peer has one lock around its tunnel and its address; it is held for one batch. All queues are bounded: what the kernel
 //! keeps at the device and the sockets, 256 handshakes, and 128 packets a peer and 4 MiB in all that wait for sessions.
 //! Packets never make the engine fail: what is wrong with them is counted.
@@ -20,10 +24,14 @@
 mod inbound;
 mod keeper;
 mod outbound;
+mod paths;
 mod peer;
 mod queue;
+mod relays;
+mod signal;
 mod statistics;
 mod table;
+mod way;
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,20 +44,27 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-pub use statistics::{EngineStatus, PeerStatus};
+pub use relays::RelayStatus;
+pub use statistics::{EngineStatus, PeerStatus, PeerWay};
 
 use crate::clock::Clock;
-use crate::crypto::{Core, Letter, SharedCore};
+use crate::crypto::{Core, SharedCore};
 use crate::error::Error;
 use crate::key::{PresharedKey, PublicKey};
 use crate::prefix::Prefix;
+use crate::relay::{LONGEST_TICKET, RelayAddress};
 use crate::tun::Tun;
 use crate::wire::{Wire, reachable};
+use paths::Paths;
+use relays::Relays;
 use statistics::Counters;
 use table::Table;
+use way::{Letter, Way};
 
 /// Handshakes that wait for their turn.
 const LETTERS: usize = 256;
+/// Relays that are used.
+const MOST_RELAYS: usize = 16;
 
 /// What is to be known of a peer.
 #[derive(Debug, Clone)]
@@ -64,6 +79,18 @@ pub struct PeerOptions {
     pub allowed: Vec<Prefix>,
     /// How often to send something though there is nothing to send; keeps NATs from forgetting us.
     pub keepalive: Option<Duration>,
+    /// For a peer that is an engine like this one: over which ways it may be reached. They are probed, and the best that works is
+    /// taken. `None` for any other WireGuard node: packets go to where it was heard last.
+    pub paths: Option<PathOptions>,
+}
+
+/// Over which ways a peer may be reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PathOptions {
+    /// Addresses at which it may be. What it says of itself inside a session is added, so this may be empty if there is a relay.
+    pub candidates: Vec<SocketAddr>,
+    /// The relays that it is registered with; empty for all that this engine has ([`Engine::set_relays`]).
+    pub relays: Vec<PublicKey>,
 }
 
 impl PeerOptions {
@@ -75,6 +102,7 @@ impl PeerOptions {
             endpoint: None,
             allowed,
             keepalive: None,
+            paths: None,
         }
     }
 }
@@ -87,6 +115,9 @@ struct Shared {
     clock: Arc<dyn Clock>,
     table: RwLock<Table>,
     counters: Counters,
+    relays: Relays,
+    /// Where this node may be found, as its owner knows.
+    candidates: Mutex<Vec<SocketAddr>>,
     stopping: AtomicBool,
     /// Readable once the engine stops.
     wake: OwnedFd,
@@ -101,6 +132,7 @@ impl Shared {
         self.stopping.store(true, Ordering::Relaxed);
         // It can only fail when it is readable already.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.relays.rouse();
     }
 }
 
@@ -109,6 +141,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     letters: Option<SyncSender<Letter>>,
     threads: Vec<JoinHandle<()>>,
+    /// The thread for connections to relays, once there are any.
+    connections: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -132,8 +166,7 @@ impl Engine {
         core: Arc<dyn Core>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| Error::io("make an event descriptor", error))?;
+        let wake = event()?;
         let shared = Arc::new(Shared {
             tun,
             wire,
@@ -141,6 +174,8 @@ impl Engine {
             clock,
             table: RwLock::new(Table::new()),
             counters: Counters::default(),
+            relays: Relays::new()?,
+            candidates: Mutex::default(),
             stopping: AtomicBool::new(false),
             wake,
         });
@@ -149,6 +184,7 @@ impl Engine {
             shared: Arc::clone(&shared),
             letters: Some(letters.clone()),
             threads: Vec::new(),
+            connections: Mutex::default(),
         };
         let outbound = Arc::clone(&shared);
         engine.spawn("mesh-out", move || outbound::Outbound::new(outbound).run())?;
@@ -163,17 +199,62 @@ impl Engine {
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-        let shared = Arc::clone(&self.shared);
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                // However it ends, the others end too: half an engine would look like a running one.
-                let _ending = Ending(shared);
-                run();
-            })
-            .map_err(|error| Error::io("start a thread", error))?;
+        let thread = spawn(&self.shared, name, run)?;
         self.threads.push(thread);
         Ok(())
+    }
+
+    /// Takes another list of relays, the preferred first; this node registers with each and stays so. At most 16 are used. `ticket` is shown to
+    /// all of them. Those that are listed again go on, with the new ticket.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn set_relays(&self, relays: &[RelayAddress], ticket: &[u8]) -> Result<(), Error> {
+        let relays = &relays[..relays.len().min(MOST_RELAYS)];
+        let ticket: Arc<[u8]> = ticket[..ticket.len().min(LONGEST_TICKET)].into();
+        let core = &self.shared.core;
+        let now = self.shared.clock.now();
+        let session = |relay: &RelayAddress| {
+            let secret = core.agree(&relay.key)?;
+            let node = core.public_key();
+            Some(crate::relay::session(
+                node,
+                &relay.key,
+                &secret,
+                Arc::clone(&ticket),
+                now,
+            ))
+        };
+        self.shared
+            .relays
+            .set(&self.shared.wire, relays, &ticket, now, session);
+        let mut connections = lock(&self.connections);
+        if connections.is_none() && relays.iter().any(|relay| relay.tls.is_some()) {
+            let start = || {
+                let shared = Arc::clone(&self.shared);
+                spawn(&self.shared, "mesh-relays", move || {
+                    relays::Connections::new(shared).run();
+                })
+            };
+            // Threads begin in the namespace of who starts them.
+            *connections = Some(match self.shared.wire.namespace() {
+                Some(namespace) => namespace.within(start)?,
+                None => start()?,
+            });
+        }
+        Ok(())
+    }
+
+    /// How the relays are doing, in the order of their list.
+    pub fn relays(&self) -> Vec<RelayStatus> {
+        self.shared.relays.status()
+    }
+
+    /// Says where this node may be found, besides where relays see it: addresses of its interfaces, ports that a router forwards. At
+    /// most 8 in all are told to peers, inside sessions.
+    pub fn set_candidates(&self, own: &[SocketAddr]) {
+        let own = own.iter().copied().filter(|address| reachable(*address));
+        *lock(&self.shared.candidates) = own.take(signal::MOST_ADDRESSES).collect();
     }
 
     /// Who this node is.
@@ -206,8 +287,23 @@ impl Engine {
         }
         let peer = self.table().set(options, &*self.shared.core)?;
         let mut state = peer.lock();
-        if let Some(endpoint) = options.endpoint.filter(|endpoint| reachable(*endpoint)) {
+        let endpoint = options.endpoint.filter(|endpoint| reachable(*endpoint));
+        if let Some(endpoint) = endpoint {
             state.endpoint = Some(endpoint);
+        }
+        match (&options.paths, &mut state.paths) {
+            (Some(paths), Some(known)) => known.set(paths.clone(), endpoint),
+            (Some(paths), none) => {
+                *none = Some(Box::new(Paths::new(paths.clone(), endpoint)));
+            }
+            (None, _) => {
+                state.paths = None;
+                state.way = state.endpoint.map(Way::Direct);
+            }
+        }
+        if let Some(paths) = &mut state.paths {
+            paths.list(self.shared.clock.now(), &self.shared.relays);
+            state.follow(&self.shared.relays, peer.short);
         }
         state.tunnel.set_keepalive(options.keepalive);
         Ok(())
@@ -249,11 +345,13 @@ impl Engine {
     fn end(&mut self) {
         self.shared.stop();
         self.letters = None;
-        for thread in self.threads.drain(..) {
+        let connections = lock(&self.connections).take();
+        for thread in self.threads.drain(..).chain(connections) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the mesh's engine failed");
             }
         }
+        self.shared.relays.leave(&self.shared.wire);
     }
 
     fn table(&self) -> std::sync::RwLockWriteGuard<'_, Table> {
@@ -268,6 +366,28 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn spawn(
+    shared: &Arc<Shared>,
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            // However it ends, the others end too: half an engine would look like a running one.
+            let _ending = Ending(shared);
+            run();
+        })
+        .map_err(|error| Error::io("start a thread", error))
+}
+
+/// A descriptor that is readable once it was written to.
+fn event() -> Result<OwnedFd, Error> {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|error| Error::io("make an event descriptor", error))
 }
 
 /// Stops the engine when its thread ends.

@@ -32,6 +32,8 @@ pub(super) struct Outbound {
 struct Batches {
     plain: Batch,
     sealed: Batch,
+    /// The same with a relay's headers.
+    framed: Batch,
     /// Whom `plain` is for.
     target: Option<Arc<Peer>>,
 }
@@ -46,6 +48,7 @@ impl Outbound {
             batches: Batches {
                 plain: Batch::with_capacity(2 * LARGEST),
                 sealed: Batch::with_capacity(2 * LARGEST),
+                framed: Batch::default(),
                 target: None,
             },
         }
@@ -168,18 +171,26 @@ impl Batches {
         if self.plain.is_empty() {
             return;
         }
-        let endpoint = {
+        peer.note_traffic();
+        let (way, all) = {
             let mut state = peer.lock();
-            let endpoint = state.endpoint;
-            if endpoint.is_some() {
-                let result = state.tunnel.seal(&self.plain, &mut self.sealed);
-                peer.count_sealed(&result);
+            // A peer that is probed may be found later: its packets wait for the session.
+            if state.way.is_none() && state.paths.is_none() {
+                drop(state);
+                peer.count_not_sent(self.plain.len() as u64);
+                self.plain.clear();
+                return;
             }
-            endpoint
+            let result = state.tunnel.seal(&self.plain, &mut self.sealed);
+            peer.count_sealed(&result);
+            let all = state.all_ways(shared, &peer, &self.sealed);
+            (state.way.clone(), all)
         };
-        match endpoint {
-            Some(endpoint) => peer.count_not_sent(shared.wire.send(endpoint, &self.sealed).failed),
-            None => peer.count_not_sent(self.plain.len() as u64),
+        for way in all.iter().flatten() {
+            way.send(&shared.wire, &self.sealed, &mut self.framed);
+        }
+        if let (Some(way), None) = (way, all) {
+            peer.count_not_sent(way.send(&shared.wire, &self.sealed, &mut self.framed));
         }
         self.plain.clear();
         self.sealed.clear();

@@ -1,20 +1,28 @@
-//! One peer: its tunnel, where it is, what it did.
+//! One peer: its tunnel, the ways to it, what it did.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use super::statistics::PeerStatus;
+use super::paths::Paths;
+use super::relays::Relays;
+use super::statistics::{PeerStatus, PeerWay};
+use super::way::Way;
 use crate::crypto::{Opened, Sealed, Tunnel};
 use crate::key::{PresharedKey, PublicKey};
+use crate::path::Route;
 use crate::prefix::Prefix;
+use crate::relay::Short;
 
 /// A peer, shared among the threads.
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
     pub(super) preshared_key: Option<PresharedKey>,
     pub(super) index: u32,
+    pub(super) short: Short,
+    /// Packets went to it or came from it since the keeper looked.
+    pub(super) busy: AtomicBool,
     state: Mutex<State>,
     counters: Counters,
 }
@@ -22,7 +30,12 @@ pub(super) struct Peer {
 /// What the peer's lock protects.
 pub(super) struct State {
     pub(super) tunnel: Box<dyn Tunnel>,
+    /// Where it was heard last, or is said to be.
     pub(super) endpoint: Option<SocketAddr>,
+    /// Where packets go.
+    pub(super) way: Option<Way>,
+    /// For a peer that is probed: the ways there may be.
+    pub(super) paths: Option<Box<Paths>>,
 }
 
 #[derive(Default)]
@@ -43,6 +56,25 @@ fn add(counter: &AtomicU64, by: u64) {
     }
 }
 
+impl State {
+    /// Lets the way follow what the path agent chose.
+    pub(super) fn follow(&mut self, relays: &Relays, short: Short) {
+        let Some(paths) = &self.paths else {
+            return;
+        };
+        let chosen = paths.agent.route();
+        if chosen == self.way.as_ref().map(Way::route) {
+            return;
+        }
+        tracing::debug!(?chosen, "packets go another way now");
+        self.way = match chosen {
+            Some(Route::Direct(address)) => Some(Way::Direct(address)),
+            Some(Route::Relay(id)) => relays.get(id).map(|link| Way::Relay(link, short)),
+            None => None,
+        };
+    }
+}
+
 impl Peer {
     pub(super) fn new(
         public_key: PublicKey,
@@ -51,11 +83,18 @@ impl Peer {
         tunnel: Box<dyn Tunnel>,
         endpoint: Option<SocketAddr>,
     ) -> Self {
-        let state = Mutex::new(State { tunnel, endpoint });
+        let state = Mutex::new(State {
+            tunnel,
+            endpoint,
+            way: endpoint.map(Way::Direct),
+            paths: None,
+        });
         Self {
             public_key,
             preshared_key,
             index,
+            short: Short::of(&public_key),
+            busy: AtomicBool::new(false),
             state,
             counters: Counters::default(),
         }
@@ -65,13 +104,32 @@ impl Peer {
         super::lock(&self.state)
     }
 
+    /// Notes that packets go or come.
+    pub(super) fn note_traffic(&self) {
+        if !self.busy.load(Ordering::Relaxed) {
+            self.busy.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Notes where authentic messages come from now.
-    pub(super) fn heard_from(&self, state: &mut State, source: SocketAddr) {
-        if state.endpoint != Some(source) {
-            if state.endpoint.replace(source).is_some() {
+    pub(super) fn heard_from(&self, shared: &super::Shared, state: &mut State, source: &Way) {
+        if let Way::Direct(address) = source
+            && state.endpoint != Some(*address)
+        {
+            if state.endpoint.replace(*address).is_some() {
                 add(&self.counters.roamed, 1);
             }
-            tracing::debug!(peer = %self.public_key, %source, "the peer is somewhere else now");
+            tracing::debug!(peer = %self.public_key, source = %address, "the peer is somewhere else now");
+            if state.paths.is_none() {
+                state.way = Some(Way::Direct(*address));
+            }
+        }
+        if let Some(paths) = &mut state.paths {
+            if paths.heard(shared.clock.as_ref(), source) {
+                state.follow(&shared.relays, self.short);
+            }
+        } else if state.way.is_none() {
+            state.way = Some(source.clone());
         }
     }
 
@@ -101,10 +159,17 @@ impl Peer {
 
     pub(super) fn status(&self, allowed: Vec<Prefix>, now: Instant) -> PeerStatus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (endpoint, last, handshakes) = {
+        let (endpoint, way, round_trip, last, handshakes) = {
             let state = self.lock();
+            let way = state.way.as_ref().map(|way| match way {
+                Way::Direct(address) => PeerWay::Direct(*address),
+                Way::Relay(link, _) => PeerWay::Relay(link.address.key),
+            });
+            let paths = state.paths.as_ref();
             (
                 state.endpoint,
+                way,
+                paths.and_then(|paths| paths.agent.round_trip()),
                 state.tunnel.last_handshake(),
                 state.tunnel.handshakes(),
             )
@@ -112,6 +177,8 @@ impl Peer {
         PeerStatus {
             public_key: self.public_key,
             endpoint,
+            way,
+            round_trip,
             allowed,
             last_handshake: last.map(|last| now.saturating_duration_since(last)),
             handshakes,

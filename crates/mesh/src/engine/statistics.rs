@@ -7,13 +7,26 @@ use std::time::Duration;
 use crate::key::PublicKey;
 use crate::prefix::Prefix;
 
-/// What a peer is doing. Packets and bytes are those inside the tunnel, with padding when sent.
+/// Where packets to a peer go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerWay {
+    /// Straight to this address.
+    Direct(SocketAddr),
+    /// Over the relay with this key.
+    Relay(PublicKey),
+}
+
+/// What a peer is doing. Packets and bytes are those inside the tunnel, with padding when sent, and with probes when received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Who it is.
     pub public_key: PublicKey,
-    /// Where it is.
+    /// Where it was heard last, if not over a relay.
     pub endpoint: Option<SocketAddr>,
+    /// Where packets to it go now.
+    pub way: Option<PeerWay>,
+    /// The time of a round trip over that way, if the way is proven.
+    pub round_trip: Option<Duration>,
     /// What may come from it and goes to it.
     pub allowed: Vec<Prefix>,
     /// How long ago the last handshake ended well.

@@ -26,6 +26,7 @@ pub(super) struct Table {
 struct Entry {
     peer: Arc<Peer>,
     allowed: Vec<Prefix>,
+    probed: bool,
 }
 
 impl Table {
@@ -91,6 +92,7 @@ impl Table {
             Entry {
                 peer: Arc::clone(&peer),
                 allowed,
+                probed: options.paths.is_some(),
             },
         );
         Ok(peer)
@@ -152,6 +154,12 @@ impl Table {
             .values()
             .map(|entry| Arc::clone(&entry.peer))
             .collect()
+    }
+
+    /// Every peer whose ways are probed.
+    pub(super) fn probed(&self) -> Vec<Arc<Peer>> {
+        let probed = self.peers.values().filter(|entry| entry.probed);
+        probed.map(|entry| Arc::clone(&entry.peer)).collect()
     }
 
     /// Every peer with its ranges.

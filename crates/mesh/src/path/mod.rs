@@ -49,10 +49,13 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(100);
 const LAST_INTERVAL: Duration = Duration::from_secs(16);
 /// From this interval on, hearing something over a route that is not proven begins with the first anew.
 const RECONSIDER: Duration = Duration::from_millis(3_200);
-/// How long an answer may take.
+/// How long an answer may take; of a route that is proven, four times as long as usual, but not less than half of this.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Misses in a row after which a route is not proven any more.
 const MISSES: u32 = 5;
+
+/// Misses in a row after which another one of the same kind takes its place, if it misses none.
+const DOUBTFUL: u32 = 2;
 
 /// Which relay, as its number in the caller's list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -129,10 +132,16 @@ impl Candidate {
         self.interval = FIRST_INTERVAL;
     }
 
+    /// How long an answer is waited for.
+    fn patience(&self) -> Duration {
+        let usual = self.round_trip.unwrap_or(PATIENCE);
+        (usual * 4).clamp(PATIENCE / 2, PATIENCE)
+    }
+
     /// Notes which probes were not answered.
     fn expire(&mut self, now: Instant) {
         while let Some((_, sent)) = self.outstanding.front()
-            && now.saturating_duration_since(*sent) >= PATIENCE
+            && now.saturating_duration_since(*sent) >= self.patience()
         {
             self.outstanding.pop_front();
             self.misses = self.misses.saturating_add(1);
@@ -182,6 +191,13 @@ impl Agent {
         self.find(self.chosen?)?.round_trip
     }
 
+    /// How many probes in a row of the route in use were not answered.
+    pub fn misses(&self) -> u32 {
+        self.chosen
+            .and_then(|route| self.find(route))
+            .map_or(0, |candidate| candidate.misses)
+    }
+
     /// Tells which routes there may be, the preferred relay first. What is known of those that stay is kept; those that are not
     /// listed and were not seen either are forgotten.
     pub fn set_routes(&mut self, now: Instant, routes: &[Route]) {
@@ -214,21 +230,57 @@ impl Agent {
         self.last_sent = Some(now);
         if idle {
             for candidate in &mut self.candidates {
-                candidate.outstanding.clear();
-                candidate.misses = 0;
                 candidate.restart(now);
-                if !candidate.route.relayed() {
-                    candidate.round_trip = None;
-                }
             }
-            self.choose();
+            self.forget();
         }
     }
 
+    /// Notes that packets are sent and nothing comes back: the route in use is probed at once.
+    pub fn doubt(&mut self, now: Instant) {
+        if let Some(chosen) = self.chosen
+            && let Some(candidate) = self.find_mut(chosen)
+            && candidate.round_trip.is_some()
+            && candidate.outstanding.is_empty()
+        {
+            candidate.next = candidate.next.min(now);
+        }
+    }
+
+    /// Notes that this node is somewhere else now: nothing direct is proven any more, and everything is probed anew.
+    pub fn moved(&mut self, now: Instant) {
+        for candidate in &mut self.candidates {
+            candidate.restart(now);
+        }
+        self.forget();
+    }
+
+    /// Forgets what was proven of direct routes.
+    fn forget(&mut self) {
+        for candidate in &mut self.candidates {
+            candidate.outstanding.clear();
+            candidate.misses = 0;
+            if !candidate.route.relayed() {
+                candidate.round_trip = None;
+            }
+        }
+        self.choose();
+    }
+
     /// Notes that something authentic came over a route. A direct one that was not known is probed from now on; one that was
-    /// nearly given up is probed often again, as one half of it works.
+    /// nearly given up is probed often again, as one half of it works. A relay that carried something is the best guess while
+    /// nothing is proven.
     pub fn heard(&mut self, now: Instant, route: Route) {
         if route.relayed() {
+            if self.round_trip().is_none()
+                && let Some(candidate) = self.find_mut(route)
+            {
+                candidate.misses = 0;
+                self.chosen = Some(route);
+            } else if self.chosen.is_some_and(|chosen| !chosen.relayed()) {
+                // The peer gave the direct route up, or never had one: look whether it is still there.
+                self.doubt(now);
+            }
             return;
         }
         if let Some(candidate) = self.find_mut(route) {
@@ -252,6 +304,12 @@ impl Agent {
             };
         }
         self.candidates.push(Candidate::new(route, now, false));
+        // The peer may have moved: then the one in use answers no more.
+        if let Some(chosen) = self.chosen
+            && let Some(candidate) = self.find_mut(chosen)
+        {
+            candidate.next = candidate.next.min(now);
+        }
         if self.chosen.is_none() {
             self.choose();
         }
@@ -291,6 +349,9 @@ impl Agent {
     /// Lets time pass; appends the probes that are due.
     pub fn tick(&mut self, now: Instant, probes: &mut Vec<Probe>) {
         if !self.active(now) {
+            if self.last_sent.take().is_some() {
+                self.forget();
+            }
             return;
         }
         for candidate in &mut self.candidates {
@@ -335,13 +396,19 @@ impl Agent {
             let expires = candidate
                 .outstanding
                 .front()
-                .map(|(_, sent)| *sent + PATIENCE);
+                .map(|(_, sent)| *sent + candidate.patience());
             expires.into_iter().chain([candidate.next])
         });
         next.min().filter(|next| *next < idle)
     }
 
-    fn active(&self, now: Instant) -> bool {
+    /// All routes that are known.
+    pub fn routes(&self) -> impl Iterator<Item = Route> {
+        self.candidates.iter().map(|candidate| candidate.route)
+    }
+
+    /// Whether packets are sent, so that routes are probed.
+    pub fn active(&self, now: Instant) -> bool {
         self.last_sent
             .is_some_and(|sent| now.saturating_duration_since(sent) < IDLE_AFTER)
     }
@@ -370,12 +437,27 @@ impl Agent {
             (Some(current), Some(used), Some((best, route))) => Some(if better(&best, &used) {
                 route
             } else {
-                current.route
+                self.refuge(current).unwrap_or(current.route)
             }),
             (_, None, Some((_, route))) => Some(route),
             (current, _, None) => self.guess(current),
             (None, Some(_), Some((_, route))) => Some(route),
         };
+    }
+
+    /// What to take instead of a direct route that is in doubt: another one that answered ever since. A peer that moved is followed so.
+    fn refuge(&self, current: &Candidate) -> Option<Route> {
+        if current.misses < DOUBTFUL || current.route.relayed() {
+            return None;
+        }
+        let others = self
+            .candidates
+            .iter()
+            .filter(|other| !other.route.relayed() && other.misses == 0);
+        others
+            .filter_map(|other| Some((other.score()?, other.route)))
+            .min()
+            .map(|(_, route)| route)
     }
 
     /// The route to take while none is proven: a relay, the one in use if it did not fail; without relays, any.

@@ -80,6 +80,48 @@ fn a_dead_direct_route_is_left_within_seconds() {
 }
 
 #[test]
+fn silence_is_looked_into_at_once() {
+    let mut run = Run::new(&[RELAY, direct(1)]);
+    run.pass(5 * SECOND, &[RELAY, direct(1)]);
+    run.agent.doubt(run.now);
+    run.pass(2 * SECOND, &[RELAY]);
+    assert_eq!(
+        run.agent.route(),
+        Some(RELAY),
+        "in two seconds, not in four"
+    );
+}
+
+#[test]
+fn who_moved_begins_with_the_relay() {
+    let mut run = Run::new(&[RELAY, direct(1)]);
+    run.pass(5 * SECOND, &[RELAY, direct(1)]);
+    run.agent.moved(run.now);
+    assert_eq!(run.agent.route(), Some(RELAY));
+    run.pass(SECOND, &[RELAY, direct(1)]);
+    assert_eq!(run.agent.route(), Some(direct(1)));
+}
+
+#[test]
+fn a_peer_that_moved_is_followed_before_the_old_way_is_given_up() {
+    let mut run = Run::new(&[RELAY, direct(1)]);
+    run.pass(5 * SECOND, &[RELAY, direct(1)]);
+    run.agent.heard(run.now, direct(2));
+    run.pass(SECOND + SECOND / 2, &[RELAY, direct(2)]);
+    assert_eq!(run.agent.route(), Some(direct(2)));
+}
+
+#[test]
+fn the_relay_that_was_heard_is_the_first_guess() {
+    let mut run = Run::new(&[RELAY, SPARE]);
+    assert_eq!(run.agent.route(), Some(RELAY));
+    run.agent.heard(run.now, SPARE);
+    assert_eq!(run.agent.route(), Some(SPARE));
+    run.agent.heard(run.now, Route::Relay(RelayId(9)));
+    assert_eq!(run.agent.route(), Some(SPARE), "not one that is not known");
+}
+
+#[test]
 fn relays_that_fail_take_turns() {
     let mut run = Run::new(&[RELAY, SPARE]);
     run.pass(10 * SECOND, &[SPARE]);

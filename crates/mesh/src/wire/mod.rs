@@ -60,6 +60,7 @@ pub struct Wire {
     v4: Option<Socket>,
     v6: Option<Socket>,
     port: u16,
+    namespace: Option<Namespace>,
 }
 
 /// One socket, and what turned out not to work with it.
@@ -80,7 +81,11 @@ impl Wire {
     /// The port is taken, or no family is left.
     pub fn bind(options: &WireOptions, namespace: Option<&Namespace>) -> Result<Self, Error> {
         match namespace {
-            Some(namespace) => namespace.within(|| Self::bind_here(options)),
+            Some(namespace) => {
+                let mut wire = namespace.within(|| Self::bind_here(options))?;
+                wire.namespace = Some(namespace.again()?);
+                Ok(wire)
+            }
             None => Self::bind_here(options),
         }
     }
@@ -127,12 +132,22 @@ impl Wire {
         if v4.is_none() && v6.is_none() {
             return Err(Error::io("open a UDP socket", io::ErrorKind::Unsupported));
         }
-        Ok(Self { v4, v6, port })
+        Ok(Self {
+            v4,
+            v6,
+            port,
+            namespace: None,
+        })
     }
 
     /// The port that peers send to.
     pub const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The namespace that the sockets are in, if it is not that of who made them.
+    pub(crate) const fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
     }
 
     /// The sockets there are.

@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod hostile;
+mod hostile_relay;
+mod internet;
 mod interop;
 mod lab;
 mod life;
 mod moving;
+mod providers;
 mod traffic;
