@@ -57,6 +57,7 @@ for purpose in "${@:-build}"; do
       need ping iputils-ping
       need wireguard-go wireguard-go
       need wg wireguard-tools
+      need dig bind9-dnsutils
       ;;
     bench)
       need_to_run

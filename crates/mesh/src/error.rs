@@ -17,6 +17,17 @@ pub enum Error {
     /// A text that is not 32 bytes in base64.
     #[error("this is not a WireGuard key: it must be 32 bytes in base64, 44 characters")]
     Key,
+    /// A text that is not an identity.
+    #[error("this is not a mesh identity: it must be 32 bytes in base64 for URLs, 43 characters")]
+    Identity,
+    /// A text that is not a join token.
+    #[error(
+        "this is not a join token: `atoll mesh token create` prints one, which begins with atm_"
+    )]
+    Token,
+    /// A signature that does not hold, or a text that is not understood.
+    #[error("the signature does not hold")]
+    Signature,
     /// A text that is not an address range.
     #[error("{0:?} is not an address range such as 10.1.0.0/16 or fd00::/64")]
     Prefix(String),

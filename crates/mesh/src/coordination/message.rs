@@ -1,0 +1,81 @@
+//! What nodes and the coordinator say to each other.
+
+use serde::{Deserialize, Serialize};
+
+use super::identity::{IdentityKey, Purpose, Signed};
+use super::record::{Entry, NodeRecord, Voucher};
+
+/// A machine asks to become a node. Repeating it makes no second one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The token's public part.
+    pub token: String,
+    /// Its secret part.
+    pub secret: String,
+    /// Who asks.
+    pub record: Signed<NodeRecord>,
+}
+
+/// It is one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    /// What the coordinator vouches for.
+    pub voucher: Signed<Voucher>,
+}
+
+/// A node asks for what changed since.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WatchRequest {
+    /// Who asks.
+    pub identity: IdentityKey,
+    /// Up to where it knows everything; 0 for nothing.
+    pub cursor: u64,
+    /// Its clock, in milliseconds since 1970. Each request has a later one than the last, so none can be played back.
+    pub at_ms: u64,
+}
+
+impl Purpose for WatchRequest {
+    const PURPOSE: &'static str = "watch";
+}
+
+/// The coordinator says to a node that it is in no more. Without its signature, nobody could say so in its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Farewell {
+    /// To whom.
+    pub identity: IdentityKey,
+    /// The time in the request that it answers.
+    pub at_ms: u64,
+    /// Whether it was put out; else it was forgotten.
+    pub revoked: bool,
+}
+
+impl Purpose for Farewell {
+    const PURPOSE: &'static str = "farewell";
+}
+
+/// What happened between two moments.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Frame {
+    /// What the receiver must know already; the whole map, if absent.
+    pub from: Option<u64>,
+    /// What it knows afterwards.
+    pub to: u64,
+    /// What changed, each thing once.
+    pub changes: Vec<Change>,
+}
+
+impl Purpose for Frame {
+    const PURPOSE: &'static str = "frame";
+}
+
+/// One thing that changed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// A node is new or other than before.
+    Node(Box<Entry>),
+    /// A node is gone: it left, vanished, or was revoked.
+    Gone(IdentityKey),
+    /// The policy is another: its text.
+    Policy(String),
+}

@@ -1,0 +1,107 @@
+//! What a node says of itself, and what the coordinator vouches for.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::identity::{IdentityKey, Purpose, Signed};
+use crate::key::PublicKey;
+use crate::prefix::Prefix;
+
+/// The most endpoints that a node may name.
+pub(super) const MOST_ENDPOINTS: usize = 16;
+
+/// What a node says of itself, signed by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Who says it.
+    pub identity: IdentityKey,
+    /// Grows with every change, also across restarts: an older one is never believed again.
+    pub epoch: u64,
+    /// What it would like to be called.
+    pub name: String,
+    /// The key of its tunnels.
+    pub wireguard: PublicKey,
+    /// Where it may be reached.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Purpose for NodeRecord {
+    const PURPOSE: &'static str = "record";
+}
+
+impl NodeRecord {
+    pub(super) fn bounded(&self) -> bool {
+        self.endpoints.len() <= MOST_ENDPOINTS && self.name.len() <= 255
+    }
+}
+
+/// What the coordinator says of a node, signed by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Voucher {
+    /// Of whom.
+    pub identity: IdentityKey,
+    /// Its number in the mesh, from which its addresses follow.
+    pub number: u32,
+    /// What it is called: a DNS label that no other node has.
+    pub name: String,
+    /// Its address.
+    pub v4: Ipv4Addr,
+    /// Its address.
+    pub v6: Ipv6Addr,
+    /// What policy knows it by, from the token that it joined with.
+    pub tags: BTreeSet<String>,
+    /// Whether it is forgotten once it vanished.
+    pub ephemeral: bool,
+}
+
+impl Purpose for Voucher {
+    const PURPOSE: &'static str = "voucher";
+}
+
+/// A node as others are told of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What the coordinator vouches for.
+    pub voucher: Signed<Voucher>,
+    /// What the node says.
+    pub record: Signed<NodeRecord>,
+}
+
+/// The IPv4 address of a node, in 100.64.0.0/10; `None` when the numbers are used up.
+pub fn overlay_v4(number: u32) -> Option<Ipv4Addr> {
+    (1..(1 << 22) - 1)
+        .contains(&number)
+        .then(|| Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() | number))
+}
+
+/// The IPv6 range of the mesh that this coordinator holds together: a /48 of its own in fd00::/8.
+pub fn overlay_v6_range(coordinator: &IdentityKey) -> Prefix {
+    Prefix::new(overlay_v6(coordinator, 0).into(), 48)
+}
+
+/// The IPv6 address of a node.
+pub fn overlay_v6(coordinator: &IdentityKey, number: u32) -> Ipv6Addr {
+    let digest = ring::digest::digest(&ring::digest::SHA256, coordinator.as_bytes());
+    let mut bytes = [0; 16];
+    bytes[0] = 0xfd;
+    bytes[1..6].copy_from_slice(&digest.as_ref()[..5]);
+    bytes[12..].copy_from_slice(&number.to_be_bytes());
+    bytes.into()
+}
+
+/// A DNS label out of any text: lower case, digits and hyphens, at most 56 characters, so that a number fits behind.
+pub fn label(text: &str) -> String {
+    let first = text.split('.').next().unwrap_or_default();
+    let mut label = String::new();
+    for c in first.chars().take(56) {
+        match c.to_ascii_lowercase() {
+            c if c.is_ascii_lowercase() || c.is_ascii_digit() => label.push(c),
+            _ if label.is_empty() || label.ends_with('-') => {}
+            _ => label.push('-'),
+        }
+    }
+    let label = label.trim_end_matches('-');
+    if label.is_empty() { "node" } else { label }.to_owned()
+}

@@ -1,0 +1,242 @@
+//! Names as `dig` sees them, on loopback.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::process::Command;
+
+use super::*;
+use crate::Prefix;
+use crate::policy::{Policy, Subject};
+
+const POLICY: &str = r#"
+[services.db]
+nodes = ["tag:db"]
+ports = ["tcp/5432"]
+
+[services.many]
+nodes = ["tag:many"]
+ports = ["tcp/80"]
+
+[dns.split]
+"corp.example" = ["127.0.0.1"]
+"#;
+
+fn zone() -> Zone {
+    let policy = Policy::parse(POLICY).unwrap();
+    let tags = |tag: &str| BTreeSet::from([tag.to_owned()]);
+    let (db, many) = (tags("db"), tags("many"));
+    let named: Vec<_> = (1..=43_u8)
+        .map(|n| match n {
+            1..=2 => (n, format!("db-{n}"), &db),
+            // It calls itself what a service is called.
+            3 => (n, "db".to_owned(), &many),
+            _ => (n, format!("a-name-that-takes-some-room-{n}"), &many),
+        })
+        .collect();
+    let nodes: Vec<_> = named
+        .iter()
+        .map(|(n, name, tags)| ZoneNode {
+            subject: Subject {
+                name: Some(name),
+                tags,
+            },
+            v4: Ipv4Addr::new(100, 64, 0, *n),
+            v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*n)),
+        })
+        .collect();
+    Zone::new(
+        &policy,
+        &nodes,
+        Prefix::new("fd00::".parse().unwrap(), 48),
+        7,
+    )
+}
+
+async fn server(upstream: Vec<SocketAddr>) -> Server {
+    let options = ServerOptions {
+        listen: vec![([127, 0, 0, 1], 0).into()],
+        upstream,
+    };
+    Server::start(options, zone()).await.unwrap()
+}
+
+async fn dig(server: &Server, words: &str) -> String {
+    let port = server.addresses()[0].port().to_string();
+    let output = Command::new("dig")
+        .args([
+            "@127.0.0.1",
+            "-p",
+            &port,
+            "+tries=1",
+            "+time=20",
+            "+nocookie",
+        ])
+        .args(words.split(' '))
+        .output()
+        .await
+        .expect("dig is missing; scripts/setup.sh test installs what tests need");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(!text.contains("malformed"), "{text}");
+    text
+}
+
+#[tokio::test]
+async fn dig_finds_nodes_services_and_ports() {
+    let server = server(Vec::new()).await;
+    for (words, lines) in [
+        ("+short db-1.mesh.internal", &["100.64.0.1"][..]),
+        ("+short DB-1.Mesh.Internal AAAA", &["fd00::1"]),
+        ("+short db-2", &["100.64.0.2"]),
+        // A node cannot take a service's name.
+        ("+short db.mesh.internal", &["100.64.0.1", "100.64.0.2"]),
+        (
+            "+short _db._tcp.mesh.internal SRV",
+            &[
+                "0 1 5432 db-1.mesh.internal.",
+                "0 1 5432 db-2.mesh.internal.",
+            ],
+        ),
+        ("+short -x 100.64.0.2", &["db-2.mesh.internal."]),
+        ("+short -x fd00::1", &["db-1.mesh.internal."]),
+        (
+            "+short mesh.internal SOA",
+            &["ns.mesh.internal. nobody.mesh.internal. 7 60 10 3600 1"],
+        ),
+        ("+short +tcp db-1.mesh.internal", &["100.64.0.1"]),
+    ] {
+        let text = dig(&server, words).await;
+        let found: BTreeSet<_> = text.lines().collect();
+        assert_eq!(found, lines.iter().copied().collect(), "{words}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_told_apart_from_what_has_no_such_record() {
+    let server = server(Vec::new()).await;
+    for (words, status) in [
+        ("db-1.mesh.internal MX", "NOERROR"),
+        ("_tcp.mesh.internal A", "NOERROR"),
+        ("mesh.internal A", "NOERROR"),
+        ("nobody.mesh.internal A", "NXDOMAIN"),
+        ("a.db-1.mesh.internal A", "NXDOMAIN"),
+        ("-x 100.99.0.1", "NXDOMAIN"),
+        ("-c CH db-1.mesh.internal A", "REFUSED"),
+        ("+noedns +opcode=NOTIFY db-1.mesh.internal", "NOTIMP"),
+        ("www.example.com A", "REFUSED"),
+    ] {
+        let text = dig(&server, words).await;
+        assert!(
+            text.contains(&format!("status: {status}")),
+            "{words}: {text}"
+        );
+        if matches!(status, "NOERROR" | "NXDOMAIN") {
+            assert!(text.contains("ANSWER: 0, AUTHORITY: 1"), "{words}: {text}");
+            assert!(text.contains("SOA\tns.mesh.internal."), "{words}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_cut_and_asked_for_again() {
+    let server = server(Vec::new()).await;
+    let small = dig(&server, "+ignore +noedns many.mesh.internal").await;
+    assert!(
+        small.contains(" tc ") && small.contains("ANSWER: 0"),
+        "{small}"
+    );
+    let large = dig(&server, "+ignore +bufsize=4096 many.mesh.internal").await;
+    assert!(
+        large.contains("ANSWER: 41") && large.contains("EDNS: version: 0"),
+        "{large}"
+    );
+    let ports = dig(
+        &server,
+        "+ignore +bufsize=4096 _many._tcp.mesh.internal SRV",
+    )
+    .await;
+    assert!(ports.contains(" tc "), "{ports}");
+    let again = dig(&server, "_many._tcp.mesh.internal SRV").await;
+    assert!(
+        again.contains("ANSWER: 41") && again.contains("(TCP)"),
+        "{again}"
+    );
+}
+
+#[tokio::test]
+async fn other_names_are_asked_on() {
+    // Another of ours stands for the server that was there before.
+    let before = server(Vec::new()).await;
+    let policy = Policy::parse("domain = \"other.internal\"").unwrap();
+    let zone = Zone::new(&policy, &[], Prefix::new("fd01::".parse().unwrap(), 48), 1);
+    let asks = Server::start(
+        ServerOptions {
+            listen: vec![([127, 0, 0, 1], 0).into()],
+            upstream: vec![before.addresses()[0]],
+        },
+        zone,
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        dig(&asks, "+short db-2.mesh.internal").await,
+        "100.64.0.2\n"
+    );
+    assert_eq!(
+        dig(&asks, "+short +tcp db-2.mesh.internal").await,
+        "100.64.0.2\n"
+    );
+    let cut = dig(&asks, "_many._tcp.mesh.internal SRV").await;
+    assert!(cut.contains("ANSWER: 41") && cut.contains("(TCP)"), "{cut}");
+    assert!(
+        dig(&asks, "db-2.other.internal")
+            .await
+            .contains("status: NXDOMAIN")
+    );
+}
+
+#[test]
+fn domains_of_others_have_servers_of_their_own() {
+    let question = |name: &str| {
+        let mut packet = simple_dns::Packet::new_query(1);
+        packet.questions.push(simple_dns::Question::new(
+            simple_dns::Name::new(name).unwrap(),
+            simple_dns::TYPE::A.into(),
+            simple_dns::CLASS::IN.into(),
+            false,
+        ));
+        packet.build_bytes_vec().unwrap()
+    };
+    let zone = zone();
+    let corp = Answer::Forward(vec![[127, 0, 0, 1].into()]);
+    assert_eq!(zone.answer(&question("a.corp.example"), true), corp);
+    assert_eq!(zone.answer(&question("corp.example"), true), corp);
+    let elsewhere = Answer::Forward(Vec::new());
+    assert_eq!(zone.answer(&question("notcorp.example"), true), elsewhere);
+    assert_eq!(zone.answer(&question("unknown"), true), elsewhere);
+    assert_eq!(
+        upstream_of(
+            "# x\nnameserver 192.0.2.1\nnameserver 100.64.0.1\nsearch a\nnameserver ::1\n",
+            &[[100, 64, 0, 1].into()]
+        ),
+        [
+            SocketAddr::from(([192, 0, 2, 1], 53)),
+            SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 53))
+        ]
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_question_makes_it_fail(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80), plain in proptest::prelude::any::<bool>()) {
+        let mut bytes = bytes;
+        if plain && bytes.len() >= 12 {
+            bytes[2..12].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        }
+        if let Answer::Reply(reply) = zone().answer(&bytes, true) {
+            assert!(reply.len() >= 12 && reply.len() <= 1232);
+            assert_eq!(reply[..2], bytes[..2]);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a view means for one node: its peers, its filter, its names.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::coordination::{NodeRecord, Signed, View, Voucher};
+use crate::engine::PeerOptions;
+use crate::key::PublicKey;
+use crate::names::{Zone, ZoneNode};
+use crate::policy::{Filter, Policy, Subject};
+use crate::prefix::Prefix;
+
+/// Somebody with whom something may pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Peer {
+    pub(super) name: String,
+    endpoint: Option<SocketAddr>,
+    allowed: Vec<Prefix>,
+}
+
+impl Peer {
+    pub(super) fn options(&self, key: PublicKey) -> PeerOptions {
+        PeerOptions {
+            endpoint: self.endpoint,
+            ..PeerOptions::new(key, self.allowed.clone())
+        }
+    }
+}
+
+/// Everything that follows from a view.
+#[derive(Debug)]
+pub(super) struct Current {
+    pub(super) peers: BTreeMap<PublicKey, Peer>,
+    pub(super) filter: Filter,
+    pub(super) zone: Zone,
+    /// What is still to be said.
+    pub(super) said: Option<Signed<NodeRecord>>,
+}
+
+fn subject(voucher: &Voucher) -> Subject<'_> {
+    Subject {
+        name: Some(&voucher.name),
+        tags: &voucher.tags,
+    }
+}
+
+impl Current {
+    /// What a view means for the node with this voucher. A policy that is not understood allows nothing.
+    pub(super) fn of(view: &View, me: &Voucher, v6_range: Prefix) -> Self {
+        let policy = match Policy::parse(view.policy().unwrap_or_default()) {
+            Ok(policy) => policy,
+            Err(mistakes) => {
+                let mistake = mistakes
+                    .first()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                tracing::error!("the policy is not understood, so nothing passes: {mistake}");
+                Policy::none()
+            }
+        };
+        // What the coordinator says of this node now, else what it said when it joined.
+        let me = view.node(&me.identity).map_or(me, |known| &known.voucher);
+        let others = view
+            .nodes()
+            .filter(|known| known.voucher.identity != me.identity);
+        let filter = policy.compile(
+            subject(me),
+            (me.v4, me.v6),
+            others.clone().map(|known| {
+                let voucher = &known.voucher;
+                (
+                    known.record.wireguard,
+                    subject(voucher),
+                    voucher.v4,
+                    voucher.v6,
+                )
+            }),
+        );
+        let peers = others
+            .filter(|known| {
+                let rules = filter.peer(&known.record.wireguard);
+                rules.is_some_and(crate::policy::FilterPeer::reachable)
+            })
+            .map(|known| {
+                let peer = Peer {
+                    name: known.voucher.name.clone(),
+                    endpoint: known.record.endpoints.first().copied(),
+                    allowed: vec![
+                        Prefix::new(known.voucher.v4.into(), 32),
+                        Prefix::new(known.voucher.v6.into(), 128),
+                    ],
+                };
+                (known.record.wireguard, peer)
+            })
+            .collect();
+        let mut nodes: Vec<_> = view
+            .nodes()
+            .map(|known| ZoneNode {
+                subject: subject(&known.voucher),
+                v4: known.voucher.v4,
+                v6: known.voucher.v6,
+            })
+            .collect();
+        if view.node(&me.identity).is_none() {
+            nodes.push(ZoneNode {
+                subject: subject(me),
+                v4: me.v4,
+                v6: me.v6,
+            });
+        }
+        let zone = Zone::new(&policy, &nodes, v6_range, view.cursor());
+        Self {
+            peers,
+            filter,
+            zone,
+            said: None,
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What a node keeps on disk: `node.json` (who it is) and `map.json` (what it knows).
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::coordination::{Identity, IdentityKey, Signed, View, Voucher};
+use crate::error::Error;
+use crate::key::PrivateKey;
+
+/// Why the state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The disk does not do what is asked.
+    #[error("cannot {step} {path}: {source}")]
+    Disk {
+        /// What was tried.
+        step: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// `node.json` is something else.
+    #[error("{0} is not understood")]
+    Spoilt(PathBuf),
+    /// Another process uses it.
+    #[error("{0} is used by another `atoll mesh up`")]
+    Taken(PathBuf),
+    /// The token is of another mesh than the state.
+    #[error("the token is of another mesh than the one that {0} belongs to")]
+    OtherMesh(PathBuf),
+    /// There is neither a token nor an earlier join.
+    #[error("{0} holds no membership yet, and no token was given")]
+    NeverJoined(PathBuf),
+    /// No random numbers.
+    #[error(transparent)]
+    Key(#[from] Error),
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    identity: String,
+    wireguard: String,
+    coordinator: IdentityKey,
+    url: String,
+    epoch: u64,
+    port: u16,
+    last_ms: u64,
+    voucher: Option<Signed<Voucher>>,
+}
+
+/// A node's state on disk, held by this process alone.
+#[derive(Debug)]
+pub struct State {
+    directory: PathBuf,
+    _lock: fs::File,
+    /// Who it is.
+    pub identity: Identity,
+    /// The key of its tunnels.
+    pub wireguard: PrivateKey,
+    /// The key that the coordinator signs with.
+    pub coordinator: IdentityKey,
+    /// Where the coordinator answers.
+    pub url: String,
+    /// Of the last record that it signed.
+    pub epoch: u64,
+    /// The port of its tunnels; 0 until it has one.
+    pub port: u16,
+    /// The latest time that it gave in a request.
+    pub last_ms: u64,
+    /// What the coordinator vouches for, once it joined.
+    pub voucher: Option<Signed<Voucher>>,
+}
+
+impl State {
+    /// Opens a directory, and makes a new identity in it if there is none: for the mesh of this coordinator.
+    ///
+    /// # Errors
+    /// The disk refuses, another process holds it, or it belongs to another mesh.
+    pub fn open(directory: &Path, mesh: Option<(IdentityKey, &str)>) -> Result<Self, StateError> {
+        let disk = |step, path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError::Disk { step, path, source }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(disk("make", directory))?;
+        let lock = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(directory.join("lock"))
+            .map_err(disk("open the lock in", directory))?;
+        let flag = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        rustix::fs::flock(&lock, flag).map_err(|_| StateError::Taken(directory.to_owned()))?;
+        let path = directory.join("node.json");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => Some(Zeroizing::new(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(disk("read", &path)(error)),
+        };
+        let state = match (text, mesh) {
+            (Some(text), mesh) => {
+                let spoilt = || StateError::Spoilt(path.clone());
+                let file: File = serde_json::from_str(&text).map_err(|_| spoilt())?;
+                if mesh.is_some_and(|(coordinator, _)| coordinator != file.coordinator) {
+                    return Err(StateError::OtherMesh(directory.to_owned()));
+                }
+                Self {
+                    directory: directory.to_owned(),
+                    _lock: lock,
+                    identity: Identity::from_base64(&file.identity).map_err(|_| spoilt())?,
+                    wireguard: file.wireguard.parse().map_err(|_| spoilt())?,
+                    coordinator: file.coordinator,
+                    url: mesh.map_or(file.url, |(_, url)| url.to_owned()),
+                    epoch: file.epoch,
+                    port: file.port,
+                    last_ms: file.last_ms,
+                    voucher: file.voucher,
+                }
+            }
+            (None, Some((coordinator, url))) => Self {
+                directory: directory.to_owned(),
+                _lock: lock,
+                identity: Identity::generate()?,
+                wireguard: PrivateKey::generate()?,
+                coordinator,
+                url: url.to_owned(),
+                epoch: 0,
+                port: 0,
+                last_ms: 0,
+                voucher: None,
+            },
+            (None, None) => return Err(StateError::NeverJoined(directory.to_owned())),
+        };
+        state.save()?;
+        Ok(state)
+    }
+
+    /// Writes `node.json` anew.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn save(&self) -> Result<(), StateError> {
+        let file = File {
+            identity: self.identity.to_base64(),
+            wireguard: self.wireguard.to_base64(),
+            coordinator: self.coordinator,
+            url: self.url.clone(),
+            epoch: self.epoch,
+            port: self.port,
+            last_ms: self.last_ms,
+            voucher: self.voucher.clone(),
+        };
+        let text = Zeroizing::new(serde_json::to_string(&file).unwrap_or_default());
+        self.write("node.json", &text)
+    }
+
+    /// Writes `map.json` anew.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn save_map(&self, view: &View) -> Result<(), StateError> {
+        self.write("map.json", &view.to_cache())
+    }
+
+    /// What the node knew last; nothing if there is no map, or a spoilt one.
+    pub fn map(&self) -> View {
+        let text = fs::read_to_string(self.directory.join("map.json")).unwrap_or_default();
+        View::from_cache(self.coordinator, &text)
+    }
+
+    /// Whole or not at all, and readable for nobody else.
+    fn write(&self, name: &str, text: &str) -> Result<(), StateError> {
+        let path = self.directory.join(name);
+        let new = self.directory.join(format!("{name}.new"));
+        let written = (|| {
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        })();
+        written.map_err(|source| StateError::Disk {
+            step: "write",
+            path,
+            source,
+        })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}

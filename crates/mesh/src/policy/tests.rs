@@ -1,0 +1,368 @@
+//! Policy as its users meet it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::PublicKey;
+
+const POLICY: &str = r#"
+[services.db]
+nodes = ["tag:db"]
+ports = ["tcp/5432"]
+
+[[allow]]
+from = ["tag:web"]
+to = ["service:db"]
+
+[[allow]]
+from = ["tag:admin", "node:laptop"]
+to = ["*"]
+ports = ["icmp", "udp/53", "tcp/8000-8100"]
+
+[[test]]
+from = ["tag:web"]
+to = ["tag:db"]
+port = "tcp/5432"
+expect = "allow"
+
+[[test]]
+from = ["tag:db"]
+to = ["tag:web"]
+port = "tcp/5432"
+expect = "deny"
+"#;
+
+const ME: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(100, 64, 0, 1),
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1),
+);
+const PEER: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(100, 64, 0, 2),
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2),
+);
+const KEY: PublicKey = PublicKey::from_bytes([2; 32]);
+
+fn tags(tags: &[&str]) -> BTreeSet<String> {
+    tags.iter().map(|tag| (*tag).to_owned()).collect()
+}
+
+/// The filter of a node with these tags that has one peer with those.
+fn filter(text: &str, me: &[&str], peer: &[&str]) -> Filter {
+    let (me, peer) = (tags(me), tags(peer));
+    let subject = |tags| Subject { name: None, tags };
+    Policy::parse(text)
+        .unwrap()
+        .compile(subject(&me), ME, [(KEY, subject(&peer), PEER.0, PEER.1)])
+}
+
+fn packet(source: IpAddr, destination: IpAddr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            packet.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0]);
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            packet.extend([0x60, 0, 0, 0, 0, 0, protocol, 64]);
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
+        }
+        _ => panic!("two families"),
+    }
+    packet.extend(body);
+    packet
+}
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+fn tcp(source: u16, destination: u16, flags: u8) -> Vec<u8> {
+    let mut body = vec![0; 20];
+    body[..2].copy_from_slice(&source.to_be_bytes());
+    body[2..4].copy_from_slice(&destination.to_be_bytes());
+    body[13] = flags;
+    body
+}
+
+fn out(protocol: u8, body: &[u8]) -> Vec<u8> {
+    packet(ME.0.into(), PEER.0.into(), protocol, body)
+}
+
+fn back(protocol: u8, body: &[u8]) -> Vec<u8> {
+    packet(PEER.0.into(), ME.0.into(), protocol, body)
+}
+
+fn gate(text: &str, me: &[&str], peer: &[&str]) -> (FilterGate, Instant) {
+    let now = Instant::now();
+    let gate = FilterGate::closed(now);
+    gate.set(filter(text, me, peer));
+    (gate, now)
+}
+
+use Direction::{Inbound, Outbound};
+use Verdict::{Admit, Deny};
+
+#[test]
+fn the_tests_of_a_policy_are_run() {
+    assert_eq!(Policy::parse(POLICY).unwrap().test(), Ok(2));
+    let wrong = POLICY.replace("expect = \"deny\"", "expect = \"allow\"");
+    let failed = Policy::parse(&wrong).unwrap().test().unwrap_err();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(
+        failed[0].to_string(),
+        "line 21: the test fails: tcp/5432 is denied, and should be allowed; \
+         add a rule that allows it, or change what is expected"
+    );
+}
+
+#[test]
+fn mistakes_are_told_with_line_and_remedy() {
+    for (text, line, words) in [
+        ("\n\n[[allow]\n", 3, "see `atoll mesh policy test --help`"),
+        (
+            "[[allow]]\nfrom = [\"web\"]\nto = [\"*\"]\nports = [\"*\"]",
+            2,
+            "write tag:NAME, node:NAME or *",
+        ),
+        (
+            "[[allow]]\nfrom = [\"*\"]\nto = [\n  \"service:x\"]",
+            4,
+            "there is no service \"x\"",
+        ),
+        (
+            "[[allow]]\nfrom = [\"*\"]\nto = [\"*\"]\nports = [\"tcp/0\"]",
+            4,
+            "write tcp/5432",
+        ),
+        (
+            "[[allow]]\nfrom = [\"*\"]\nto = [\"*\"]",
+            1,
+            "the rule names no ports",
+        ),
+        ("domain = \"Mesh\"", 1, "is not a domain"),
+        (
+            "[[test]]\nfrom = []\nto = []\nport = \"tcp/1-2\"\nexpect = \"allow\"",
+            4,
+            "is not one port",
+        ),
+        (
+            "[[test]]\nfrom = []\nto = []\nport = \"tcp/1\"\nexpect = \"maybe\"",
+            5,
+            "write allow or deny",
+        ),
+        ("rules = 1", 1, "unknown field"),
+        (
+            "[dns.split]\n\"corp.example\" = [\"here\"]",
+            2,
+            "is not an address",
+        ),
+    ] {
+        let mistakes = Policy::parse(text).unwrap_err();
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert_eq!(mistakes[0].line, line, "{mistakes:?}");
+        assert!(mistakes[0].to_string().contains(words), "{}", mistakes[0]);
+    }
+}
+
+#[test]
+fn nothing_passes_without_a_rule() {
+    let now = Instant::now();
+    let syn = out(6, &tcp(40000, 5432, SYN));
+    assert_eq!(
+        FilterGate::closed(now).admit(&KEY, Outbound, &syn, now),
+        Deny(Denial::Peer)
+    );
+    for text in ["", POLICY] {
+        let (gate, now) = gate(text, &["db"], &["web"]);
+        assert_eq!(gate.admit(&KEY, Outbound, &syn, now), Deny(Denial::Rule));
+        let ping = back(1, &[8, 0, 0, 0, 0, 7, 0, 1]);
+        assert_eq!(gate.admit(&KEY, Inbound, &ping, now), Deny(Denial::Rule));
+        assert_eq!(
+            gate.admit(&KEY, Inbound, &back(47, &[0; 8]), now),
+            Deny(Denial::Rule)
+        );
+    }
+    let none = tags(&[]);
+    let nobody = Subject {
+        name: None,
+        tags: &none,
+    };
+    let policy = Policy::parse(POLICY).unwrap();
+    assert!(policy.ports(nobody, nobody).is_empty());
+}
+
+#[test]
+fn both_ends_agree_and_answers_pass() {
+    let (sender, now) = gate(POLICY, &["web"], &["db"]);
+    let (receiver, _) = gate(POLICY, &["db"], &["web"]);
+    let syn = tcp(40000, 5432, SYN);
+    let answer = tcp(5432, 40000, SYN | ACK);
+    // Before anything was asked, nothing is an answer.
+    assert_eq!(
+        sender.admit(&KEY, Inbound, &back(6, &answer), now),
+        Deny(Denial::Rule)
+    );
+    assert_eq!(sender.admit(&KEY, Outbound, &out(6, &syn), now), Admit);
+    assert_eq!(receiver.admit(&KEY, Inbound, &back(6, &syn), now), Admit);
+    assert_eq!(receiver.admit(&KEY, Outbound, &out(6, &answer), now), Admit);
+    assert_eq!(sender.admit(&KEY, Inbound, &back(6, &answer), now), Admit);
+    // The other side may answer, and begin nothing between the same ports.
+    assert_eq!(
+        sender.admit(&KEY, Inbound, &back(6, &tcp(5432, 40000, SYN)), now),
+        Deny(Denial::Rule)
+    );
+    // Another port is another flow.
+    assert_eq!(
+        sender.admit(&KEY, Outbound, &out(6, &tcp(40000, 5433, SYN)), now),
+        Deny(Denial::Rule)
+    );
+    // Silence is forgotten at last.
+    let later = now + Duration::from_secs(3 * 3600);
+    assert_eq!(
+        sender.admit(&KEY, Inbound, &back(6, &answer), later),
+        Deny(Denial::Rule)
+    );
+}
+
+#[test]
+fn a_changed_policy_ends_what_it_forbids() {
+    let (gate, now) = gate(POLICY, &["web"], &["db"]);
+    assert_eq!(
+        gate.admit(&KEY, Outbound, &out(6, &tcp(1, 5432, SYN)), now),
+        Admit
+    );
+    gate.set(filter("", &["web"], &["db"]));
+    let answer = back(6, &tcp(5432, 1, ACK));
+    assert_eq!(gate.admit(&KEY, Inbound, &answer, now), Deny(Denial::Rule));
+    gate.set(filter(POLICY, &["web"], &["db"]));
+    assert_eq!(gate.admit(&KEY, Inbound, &answer, now), Deny(Denial::Rule));
+}
+
+#[test]
+fn addresses_are_those_of_node_and_peer() {
+    let filter = filter(POLICY, &["db"], &["admin"]);
+    let flow = |source: IpAddr, destination: IpAddr| Flow {
+        protocol: 17,
+        source,
+        source_port: 999,
+        destination,
+        destination_port: 53,
+    };
+    let other: IpAddr = [100, 64, 0, 3].into();
+    let right = flow(PEER.0.into(), ME.0.into());
+    assert_eq!(filter.allows(&KEY, Inbound, &right), Admit);
+    assert_eq!(
+        filter.allows(&KEY, Inbound, &flow(PEER.1.into(), ME.1.into())),
+        Admit
+    );
+    assert_eq!(filter.allows(&KEY, Outbound, &right), Deny(Denial::Address));
+    for (source, destination) in [
+        (other, ME.0.into()),
+        (PEER.0.into(), other),
+        (PEER.0.into(), ME.1.into()),
+    ] {
+        let flow = flow(source, destination);
+        assert_eq!(filter.allows(&KEY, Inbound, &flow), Deny(Denial::Address));
+    }
+    assert_eq!(
+        filter.allows(&PublicKey::from_bytes([3; 32]), Inbound, &right),
+        Deny(Denial::Peer)
+    );
+}
+
+#[test]
+fn pings_and_reports_follow_what_was_asked() {
+    let (gate, now) = gate(POLICY, &["admin"], &["db"]);
+    let reply = back(1, &[0, 0, 0, 0, 0, 7, 0, 1]);
+    assert_eq!(gate.admit(&KEY, Inbound, &reply, now), Deny(Denial::Rule));
+    assert_eq!(
+        gate.admit(&KEY, Outbound, &out(1, &[8, 0, 0, 0, 0, 7, 0, 1]), now),
+        Admit
+    );
+    assert_eq!(gate.admit(&KEY, Inbound, &reply, now), Admit);
+    assert_eq!(
+        gate.admit(&KEY, Inbound, &back(1, &[0, 0, 0, 0, 0, 8, 0, 1]), now),
+        Deny(Denial::Rule)
+    );
+    // "Too big" about a packet of ours, and about one that never was.
+    let syn = out(6, &tcp(40000, 8080, SYN));
+    let report = |about: &[u8]| back(1, &[&[3, 4, 0, 0, 0, 0, 5, 0], about].concat());
+    assert_eq!(
+        gate.admit(&KEY, Inbound, &report(&syn[..28]), now),
+        Deny(Denial::Rule)
+    );
+    assert_eq!(gate.admit(&KEY, Outbound, &syn, now), Admit);
+    assert_eq!(gate.admit(&KEY, Inbound, &report(&syn[..28]), now), Admit);
+    let other = out(6, &tcp(40001, 8080, SYN));
+    assert_eq!(
+        gate.admit(&KEY, Inbound, &report(&other[..28]), now),
+        Deny(Denial::Rule)
+    );
+}
+
+#[test]
+fn what_hides_is_refused() {
+    let (gate, now) = gate(
+        "[[allow]]\nfrom=[\"*\"]\nto=[\"*\"]\nports=[\"tcp/80\"]",
+        &[],
+        &[],
+    );
+    let whole = back(6, &tcp(9, 80, SYN));
+    assert_eq!(gate.admit(&KEY, Inbound, &whole, now), Admit);
+    let mut tiny = whole.clone();
+    tiny[7] = 1;
+    let mut piece = whole.clone();
+    piece[7] = 100;
+    let mut udp = piece.clone();
+    udp[9] = 17;
+    for (packet, expected) in [
+        (&tiny[..], Deny(Denial::Malformed)),
+        (&piece, Admit),
+        (&udp, Deny(Denial::Rule)),
+        (&whole[..23], Deny(Denial::Malformed)),
+        (&whole[..10], Deny(Denial::Malformed)),
+        (&[], Deny(Denial::Malformed)),
+    ] {
+        assert_eq!(
+            gate.admit(&KEY, Inbound, packet, now),
+            expected,
+            "{packet:?}"
+        );
+    }
+    let v6 = |next, body: &[u8]| packet(PEER.1.into(), ME.1.into(), next, body);
+    let through_options = [&[6, 0, 0, 0, 0, 0, 0, 0][..], &tcp(9, 80, SYN)].concat();
+    assert_eq!(
+        gate.admit(&KEY, Inbound, &v6(60, &through_options), now),
+        Admit
+    );
+    assert_eq!(
+        gate.admit(&KEY, Inbound, &v6(43, &through_options), now),
+        Deny(Denial::Malformed)
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_packet_makes_the_gate_fail(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..120), first in 0_u8..3) {
+        let (gate, now) = gate(POLICY, &["admin"], &["db"]);
+        let mut bytes = bytes;
+        if let (Some(byte), 1..) = (bytes.first_mut(), first) {
+            *byte = if first == 1 { 0x45 } else { 0x60 };
+        }
+        // Random addresses are not those of the two.
+        if let Admit = gate.admit(&KEY, Inbound, &bytes, now) {
+            let own = [&PEER.0.octets()[..], &PEER.1.octets()[..]];
+            assert!(own.iter().any(|own| bytes.windows(own.len()).any(|part| part == *own)));
+        }
+    }
+
+    #[test]
+    fn no_text_makes_a_policy_fail(text in "\\PC{0,80}|(\\[\\[(allow|test)\\]\\]\n|(from|to|ports) = \\[\"(tag:a|\\*|tcp/1|node:b)\"\\]\n){0,8}") {
+        if let Ok(policy) = Policy::parse(&text) {
+            let _ = policy.test();
+        }
+    }
+}
