@@ -40,13 +40,28 @@ need_to_run() {
   [ "$(id -u)" = 0 ] || problems+=("this is not root: sandboxes need namespaces and mounts; use sudo")
 }
 
+# need_room GB: of space for what is built, besides what is there already.
+need_room() {
+  local target=${CARGO_TARGET_DIR:-$(dirname "$0")/../target} there free
+  mkdir -p "$target"
+  there=$(du -sk "$target" | cut -f1)
+  free=$(df -Pk "$target" | awk 'NR == 2 { print $4 }')
+  if [ $((there + free)) -lt $(($1 * 1000000)) ]; then
+    problems+=("$(df -Pk "$target" | awk 'NR == 2 { print $6 }') has $((free / 1000000)) GB left, and this takes up to $1 GB: make room, or set CARGO_TARGET_DIR")
+  fi
+}
+
 for purpose in "${@:-build}"; do
   need_to_build
   case $purpose in
     build) ;;
-    run) need_to_run ;;
+    run)
+      need_to_run
+      need_room 6
+      ;;
     lint) need_to_lint ;;
     test)
+      need_room 20
       need_to_run
       need_to_lint
       need ip iproute2

@@ -1,6 +1,7 @@
 //! Builds the guest's static binary, which this crate embeds.
 //!
-//! `ATOLL_GUEST_BINARY` names a file to embed instead, for whoever builds it elsewhere. Where
+//! `ATOLL_GUEST_BINARY` names a file to embed instead, for whoever builds it elsewhere;
+//! `ATOLL_GUEST_PROFILE` the profile to build it with, if not the usual one. Where
 //! `ATOLL_TEST_FIRECRACKER` names Firecracker, the tests that need it are not ignored.
 
 use std::{
@@ -14,6 +15,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn main() {
     println!("cargo::rerun-if-env-changed=ATOLL_GUEST_BINARY");
+    println!("cargo::rerun-if-env-changed=ATOLL_GUEST_PROFILE");
     println!("cargo::rerun-if-env-changed=ATOLL_TEST_FIRECRACKER");
     println!("cargo::rustc-check-cfg=cfg(firecracker_given)");
     if env::var_os("ATOLL_TEST_FIRECRACKER").is_some() {
@@ -46,18 +48,19 @@ fn build_guest(out: &Path) -> PathBuf {
         println!("cargo::rerun-if-changed={}", crates.join(changed).display());
     }
     // Its own target directory: the outer cargo holds the lock of its one. OUT_DIR is
-    // TARGET/PROFILE/build/driver-HASH/out, where HASH may change; what lies beside `build` stays.
+    // TARGET/PROFILE/build/driver-HASH/out, where HASH may change; what lies beside PROFILE stays, and
+    // is the same for all profiles.
     let target = out
         .ancestors()
-        .nth(3)
+        .nth(4)
         .unwrap_or_else(|| fail("OUT_DIR has an unknown shape"))
         .join("guest-target");
     // Small where it is shipped; quick to build where it is developed.
-    let profile = if variable("PROFILE") == "release" {
-        "guest"
-    } else {
-        "dev"
+    let usual = match variable("PROFILE").as_str() {
+        "release" => "guest",
+        _ => "dev",
     };
+    let profile = env::var("ATOLL_GUEST_PROFILE").unwrap_or_else(|_| usual.to_owned());
 
     let mut cargo = Command::new(variable("CARGO"));
     // What the outer cargo sets is about the outer build; what the user sets about registries,
@@ -110,7 +113,7 @@ fn build_guest(out: &Path) -> PathBuf {
             "--bin",
             "atoll-guest",
         ])
-        .args(["--profile", profile, "--target", TARGET, "--target-dir"])
+        .args(["--profile", &profile, "--target", TARGET, "--target-dir"])
         .arg(&target)
         .env(
             "RUSTFLAGS",
@@ -125,7 +128,7 @@ fn build_guest(out: &Path) -> PathBuf {
         )),
         Err(error) => fail(&format!("cannot start cargo: {error}")),
     }
-    let folder = if profile == "dev" { "debug" } else { profile };
+    let folder = if profile == "dev" { "debug" } else { &profile };
     target.join(TARGET).join(folder).join("atoll-guest")
 }
 

@@ -113,8 +113,9 @@ def test_watts_follow_the_machine(fleet, tmp_path):
         seen = set()
         end = time.monotonic() + 60
         while switching.poll() is None and time.monotonic() < end:
-            seen.add(bmc.tell("power m0").split("{")[0].split()[0])
-            if bmc.tell("power m0") == "On 120 W":
+            state, watts = bmc.tell("power m0").split(" ", 1)
+            seen.add(state)
+            if (state, watts) == ("On", "120 W"):
                 node.up()
         assert switching.wait(60) == 0
         assert seen == {"Off", "Starting", "On"}

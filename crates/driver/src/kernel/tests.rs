@@ -1,29 +1,24 @@
 //! With the distribution's real kernel, where one can be had.
 
 use super::*;
-use std::sync::OnceLock;
 
-/// One download for all tests.
-fn found() -> Option<&'static (tempfile::TempDir, Kernel)> {
-    static FOUND: OnceLock<Option<(tempfile::TempDir, Kernel)>> = OnceLock::new();
-    let found = FOUND.get_or_init(|| {
-        let directory = tempfile::tempdir_in("/var/tmp").ok()?;
-        match Kernel::find(directory.path(), None, |_| {}) {
-            Ok(kernel) => Some((directory, kernel)),
-            Err(error) => {
-                eprintln!("skipped: {error}");
-                None
-            }
+/// One test, as the package is downloaded and unpacked for it.
+#[test]
+fn the_packages_kernel_is_found() {
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let kernel = match Kernel::find(directory.path(), None, |_| {}) {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            return;
         }
-    });
-    found.as_ref()
+    };
+    it_is_unpacked_once(directory.path(), &kernel);
+    it_is_used_if_it_is_named(&kernel);
+    the_check_says_which_and_why(directory.path(), &kernel);
 }
 
-#[test]
-fn the_packages_kernel_is_unpacked_once() {
-    let Some((directory, kernel)) = found() else {
-        return;
-    };
+fn it_is_unpacked_once(directory: &Path, kernel: &Kernel) {
     assert!(kernel.release.ends_with("cloud-amd64"), "{kernel:?}");
     let image = fs::read(&kernel.image).unwrap();
     assert!(image.starts_with(elf::MAGIC));
@@ -35,20 +30,16 @@ fn the_packages_kernel_is_unpacked_once() {
             .any(|note| note.contains("virtio_blk.ko")),
         "{kernel:?}"
     );
-    let again = Kernel::find(directory.path(), None, |what| panic!("{what}")).unwrap();
+    let again = Kernel::find(directory, None, |what| panic!("{what}")).unwrap();
     assert_eq!(&again, kernel);
     // Nothing of the package is left beside it.
-    let left = fs::read_dir(directory.path().join("kernel"))
+    let left = fs::read_dir(directory.join("kernel"))
         .unwrap()
         .count();
     assert_eq!(left, 1);
 }
 
-#[test]
-fn a_kernel_that_was_named_is_used() {
-    let Some((_, kernel)) = found() else {
-        return;
-    };
+fn it_is_used_if_it_is_named(kernel: &Kernel) {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let named = Kernel::find(directory.path(), Some(&kernel.image), |_| {}).unwrap();
     assert_eq!(named.release, kernel.release);
@@ -61,12 +52,8 @@ fn a_kernel_that_was_named_is_used() {
     );
 }
 
-#[test]
-fn the_check_says_which_and_why() {
-    let Some((directory, kernel)) = found() else {
-        return;
-    };
-    let found = check(directory.path(), None);
+fn the_check_says_which_and_why(directory: &Path, kernel: &Kernel) {
+    let found = check(directory, None);
     assert!(found.detail.contains(&kernel.release), "{found:?}");
     let elsewhere = tempfile::tempdir().unwrap();
     let ahead = check(elsewhere.path(), None);
