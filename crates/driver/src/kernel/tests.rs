@@ -33,9 +33,7 @@ fn it_is_unpacked_once(directory: &Path, kernel: &Kernel) {
     let again = Kernel::find(directory, None, |what| panic!("{what}")).unwrap();
     assert_eq!(&again, kernel);
     // Nothing of the package is left beside it.
-    let left = fs::read_dir(directory.join("kernel"))
-        .unwrap()
-        .count();
+    let left = fs::read_dir(directory.join("kernel")).unwrap().count();
     assert_eq!(left, 1);
 }
 
