@@ -47,7 +47,7 @@ count '^test result: ok\. ([0-9]+) passed.*'
 # As `make run` builds: so it finds all built.
 unset ATOLL_GUEST_PROFILE
 if [ -x fuzz/run-briefly.sh ]; then
-  step "fuzzing, briefly" fuzz/run-briefly.sh 10
+  step "fuzzing, briefly" fuzz/run-briefly.sh
 fi
 if [ -x tests/run.sh ]; then
   step "the program for users" scripts/build.sh

@@ -153,7 +153,7 @@ async fn a_preparation_can_be_given_up(world: World) {
 async fn a_slot_can_be_used_again_at_once(world: World) {
     let driver = world.driver();
     let slot = world.network();
-    for round in 0..3 {
+    for round in 0..5 {
         let prepared = driver.prepare(slot.clone(), &world.plan()).await.unwrap();
         let machine = prepared
             .start(world.spec("echo x > /only; echo done"))
