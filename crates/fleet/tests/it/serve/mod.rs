@@ -12,8 +12,10 @@
 mod answers;
 mod bench;
 mod cluster;
+mod controllers;
 mod kills;
 mod kubernetes;
+mod restarts;
 
 use bench::{BOOT, STEP, bench, bench_with};
 use fleet::{
