@@ -226,6 +226,7 @@ pub(super) fn look_at(
         Target {
             node: unit.node.clone(),
             driver: driver.filter(|_| !(lately && asleep)).cloned(),
+            given: unit.node.is_none() && unit.switchable.drivers.is_empty(),
             check,
         }
     })

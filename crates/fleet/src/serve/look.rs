@@ -94,6 +94,8 @@ pub(super) struct Target {
     pub(super) node: Option<String>,
     /// Absent if the controller need not be asked.
     pub(super) driver: Option<Arc<dyn PowerDriver>>,
+    /// Whether there is nobody to ask about it: it is on, as the configuration says of base machines.
+    pub(super) given: bool,
     /// Whether the controller is asked even if the node answers, to see whether it still would.
     pub(super) check: bool,
 }
@@ -118,7 +120,7 @@ pub(super) async fn look(targets: &[Target], first: usize) -> Vec<Option<Looked>
 async fn look_at(target: &Target) -> Looked {
     let answers = match &target.node {
         Some(address) => TcpLook::new(address.clone(), None).look().await.answers,
-        None => false,
+        None => target.given,
     };
     let said = match &target.driver {
         Some(driver) if !answers || target.check => {
