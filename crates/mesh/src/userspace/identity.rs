@@ -4,13 +4,14 @@
 //! nothing of them is to be parsed, nobody issues them and nothing in them expires. The caller takes the one key that the directory names for whom
 //! it calls; the called end takes those that the directory holds. Sessions are never resumed, since a key that was taken once need not be taken again.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, TransportConfig, VarInt};
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
@@ -202,12 +203,37 @@ fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::io("prepare TLS", std::io::Error::other(error))
 }
 
+/// Names of connections: any 8 bytes. Quinn's own names are checked with a secret that is lost in a restart, so that what still comes for connections of before
+/// would not be answered.
+#[derive(Clone)]
+struct Names {
+    key: Arc<ring::hmac::Key>,
+    given: Arc<AtomicU64>,
+}
+
+impl ConnectionIdGenerator for Names {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let number = self.given.fetch_add(1, Ordering::Relaxed);
+        let name = ring::hmac::sign(&self.key, &number.to_be_bytes());
+        ConnectionId::new(&name.as_ref()[..self.cid_len()])
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
 /// This node's identity, made ready for TLS.
 pub(super) struct Credential {
     key: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
     transport: Arc<TransportConfig>,
     reset: Arc<ring::hmac::Key>,
+    names: Names,
 }
 
 impl std::fmt::Debug for Credential {
@@ -246,6 +272,13 @@ impl Credential {
             provider,
             transport: Arc::new(transport),
             reset: Arc::new(reset),
+            names: Names {
+                key: Arc::new(ring::hmac::Key::new(
+                    ring::hmac::HMAC_SHA256,
+                    &crate::key::random()?,
+                )),
+                given: Arc::default(),
+            },
         })
     }
 
@@ -256,7 +289,10 @@ impl Credential {
 
     /// For an endpoint as a whole.
     pub(super) fn endpoint(&self) -> quinn::EndpointConfig {
-        quinn::EndpointConfig::new(self.reset.clone())
+        let mut config = quinn::EndpointConfig::new(self.reset.clone());
+        let names = self.names.clone();
+        config.cid_generator(move || Box::new(names.clone()));
+        config
     }
 
     /// For those who connect: members of this directory, as it is at that moment.

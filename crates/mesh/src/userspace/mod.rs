@@ -68,7 +68,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -93,7 +93,7 @@ const SOCKET_BUFFER: usize = 4 << 20;
 pub struct Service {
     /// The port that others use.
     pub port: u16,
-    /// Where it listens; must be a loopback address. If absent, at the same port of this node's own loopback address, else of 127.0.0.1.
+    /// Where it listens: a loopback address that is not another node's. If absent, at the same port of this node's own loopback address, else of 127.0.0.1.
     pub target: Option<SocketAddr>,
 }
 
@@ -183,7 +183,9 @@ pub enum UserspaceError {
     #[error("a proxy at {0} could be used by other machines: it needs a user and a password")]
     Open(SocketAddr),
     /// A service that is elsewhere.
-    #[error("{0} is not a loopback address: only services of this machine can be offered")]
+    #[error(
+        "{0} is not on this machine: services are offered from 127.0.0.1, this node's own loopback address, or ::1"
+    )]
     Elsewhere(SocketAddr),
     /// A service that leads back into the mesh.
     #[error("{0} is a proxy into the mesh and cannot be offered as a service")]
@@ -228,10 +230,20 @@ pub struct Userspace {
     address: SocketAddr,
 }
 
-fn targets(services: &[Service]) -> Result<BTreeMap<u16, Option<SocketAddr>>, UserspaceError> {
+/// Where services are, if all are on this machine: behind a door of another node is not.
+fn targets(
+    services: &[Service],
+    own: &Member,
+) -> Result<BTreeMap<u16, Option<SocketAddr>>, UserspaceError> {
+    let here = |target: SocketAddr| match target.ip() {
+        IpAddr::V4(address) => {
+            address.is_loopback() && mesh_address(address).is_none_or(|at| at == own.v4)
+        }
+        IpAddr::V6(address) => address.is_loopback(),
+    };
     let mut targets = BTreeMap::new();
     for service in services {
-        if let Some(target) = service.target.filter(|target| !target.ip().is_loopback()) {
+        if let Some(target) = service.target.filter(|target| !here(*target)) {
             return Err(UserspaceError::Elsewhere(target));
         }
         targets.insert(service.port, service.target);
@@ -267,7 +279,7 @@ impl Userspace {
         if options.directory.own().identity != options.identity.public() {
             return Err(UserspaceError::OtherNode);
         }
-        let services = targets(&options.services)?;
+        let services = targets(&options.services, options.directory.own())?;
         let mut listeners = Vec::new();
         for proxy in &options.proxies {
             let address = proxy.listen;
@@ -349,7 +361,7 @@ impl Userspace {
     /// # Errors
     /// One of them is not on this machine, or is a proxy; nothing is changed then.
     pub fn set_services(&self, services: &[Service]) -> Result<(), UserspaceError> {
-        let services = targets(services)?;
+        let services = targets(services, self.core.directory().own())?;
         no_circle(&services, &self.proxies)?;
         self.core.set_services(services);
         Ok(())

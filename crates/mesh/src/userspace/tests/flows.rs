@@ -2,7 +2,7 @@
 
 use super::*;
 
-const MEGABYTES: usize = 4 << 20;
+const MEGABYTES: usize = 3 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn megabytes_arrive_whole_in_both_directions_at_once() {

@@ -120,6 +120,8 @@ impl Lab {
                     target: None,
                 })
                 .collect();
+            // All are on one machine here, so doors would stand where services are.
+            options.doors = false;
             change(&mut options);
             nodes.push(Userspace::start(options).await.unwrap());
             gates.push(gate);

@@ -113,6 +113,11 @@ async fn an_open_proxy_is_for_loopback_only() {
         (Some(at), false),
         (Some((Ipv4Addr::UNSPECIFIED, 80).into()), false),
         (Some((Ipv4Addr::new(192, 0, 2, 1), 80).into()), false),
+        (Some((Ipv4Addr::new(127, 127, 255, 250), 80).into()), false),
+        (
+            Some((loopback(member(number).v4).unwrap(), 80).into()),
+            true,
+        ),
         (Some((Ipv4Addr::LOCALHOST, 80).into()), true),
     ] {
         let service = Service { port: 80, target };
