@@ -147,7 +147,8 @@ async fn doors_have_the_same_address_everywhere_and_show_who_calls() {
     ];
     let ports = &[7000, 7150];
     let lab = Lab::with(2, allowed, ports, |options| {
-        options.door_ports = vec![7150, 8000]
+        options.doors = true;
+        options.door_ports = vec![7150, 8000];
     })
     .await;
     let service = lab.service(1, 7000).await;
