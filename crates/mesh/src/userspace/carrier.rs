@@ -87,8 +87,9 @@ impl Core {
         credential: Credential,
         directory: Current,
         gate: Arc<FilterGate>,
-        limits: Limits,
+        mut limits: Limits,
     ) -> Arc<Self> {
+        limits.flows = limits.flows.min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             endpoint,
             credential,

@@ -195,6 +195,64 @@ mod tests {
     }
 
     #[test]
+    fn a_view_and_its_policy_are_a_directory() {
+        use crate::coordination::{Book, BookOptions, Identity, JoinRequest, NewToken, NodeRecord};
+        let mut book = Book::new(Identity::from_seed([1; 32]), BookOptions::default(), 0);
+        let mut vouchers = Vec::new();
+        for (seed, tag) in [(2_u8, "web"), (3, "store"), (4, "store")] {
+            let allows = NewToken {
+                tags: [tag.to_owned()].into(),
+                ..NewToken::default()
+            };
+            let plan = book.new_token(allows, "http://a", 0).unwrap();
+            book.apply(&plan.writes);
+            let identity = Identity::from_seed([seed; 32]);
+            let request = JoinRequest {
+                token: plan.answer.id.clone(),
+                secret: plan.answer.secret(),
+                record: identity.sign(&NodeRecord {
+                    identity: identity.public(),
+                    epoch: 1,
+                    name: format!("n{seed}"),
+                    wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
+                    endpoints: vec![([192, 0, 2, seed], 51821).into()],
+                }),
+            };
+            let plan = book.join(&request, 0).unwrap();
+            book.apply(&plan.writes);
+            vouchers.push(plan.answer.voucher.verify(&book.key()).unwrap());
+        }
+        let text = "[services.db]\nnodes = [\"tag:store\"]\nports = [\"tcp/5432\"]\n";
+        let policy = Policy::parse(text).unwrap();
+        let names = |directory: &Directory, host: &str| {
+            let found = directory
+                .find(host)
+                .iter()
+                .map(|member| member.name.clone());
+            found.collect::<Vec<_>>().join(" ")
+        };
+        // Before the first frame a node knows what was vouched for when it joined.
+        let mut view = View::new(book.key());
+        let key = crate::PrivateKey::from_bytes([3; 32]).public();
+        let alone = Directory::of(&view, &policy, &vouchers[1], key);
+        assert_eq!(alone.members().count(), 1);
+        assert_eq!(
+            (names(&alone, "db"), alone.own().key),
+            ("n3".to_owned(), key)
+        );
+        let frame = serde_json::from_str(&book.frame(0).unwrap()).unwrap();
+        view.apply(&frame).unwrap();
+        let directory = Directory::of(&view, &policy, &vouchers[0], key);
+        assert_eq!(directory.own().name, "n2");
+        let mut serving: Vec<_> = directory.find("db.mesh.internal").to_vec();
+        serving.sort_by_key(|member| member.v4);
+        let expected = [&vouchers[1], &vouchers[2]].map(|voucher| voucher.identity);
+        assert!(serving.iter().map(|member| member.identity).eq(expected));
+        let place: SocketAddr = ([192, 0, 2, 3], 51821).into();
+        assert_eq!((serving[0].key, &serving[0].endpoints), (key, &vec![place]));
+    }
+
+    #[test]
     fn names_and_addresses_lead_to_members() {
         // The third calls itself as a service is called, and the fourth has this node's addresses.
         let mut members: Vec<_> = [(1, "one"), (2, "two"), (3, "db"), (4, "four")]

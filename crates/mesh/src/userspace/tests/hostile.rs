@@ -148,6 +148,30 @@ async fn streams_that_say_nonsense_are_refused_and_silent_ones_forgotten() {
     lab.stop().await;
 }
 
+#[tokio::test]
+async fn a_flood_of_strangers_does_not_keep_members_out() {
+    let lab = Lab::new(2, &[(0, 1, "tcp/7000")], &[7000]).await;
+    let service = lab.service(1, 7000).await;
+    let stranger = identity::Credential::new(&Identity::from_seed([0; 32])).unwrap();
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let config = stranger.client(lab.members[1].identity).unwrap();
+    let flood: Vec<_> = (0..100)
+        .map(|_| endpoint.connect_with(config.clone(), lab.node(1).address(), identity::NAME))
+        .map(Result::unwrap)
+        .collect();
+    // More begin than are served at once; members come in meanwhile all the same.
+    lab.flow(0, 1, 7000).await.unwrap();
+    in_time("a caller", service.accept()).await.unwrap();
+    for connecting in flood {
+        // A caller that is not taken learns so only after its own part of the handshake.
+        if let Ok(connection) = in_time("a refusal", connecting).await {
+            in_time("the end", connection.closed()).await;
+        }
+    }
+    assert_eq!(lab.node(1).status().connections, 1);
+    lab.stop().await;
+}
+
 fn number_of(lab: &Lab, at: usize) -> u32 {
     lab.members[at].v4.to_bits() & 0x3f_ffff
 }

@@ -1,5 +1,6 @@
 //! Nodes in one process, with real sockets on loopback.
 
+mod cluster;
 mod flows;
 mod hostile;
 mod proxies;
