@@ -57,6 +57,8 @@ impl Machine {
                     "zap",
                 ])
                 .args(["--data-dir".as_ref(), data.join(&own.name).as_os_str()])
+                // So that a busy machine does not elect without end.
+                .args(["--heartbeat-interval", "300", "--election-timeout", "3000"])
                 .args(["--listen-peer-urls", &url(own, 2380)])
                 .args(["--initial-advertise-peer-urls", &url(own, 2380)])
                 .args(["--listen-client-urls", &url(own, 2379)])
@@ -109,7 +111,7 @@ impl Machine {
     /// Asks the member of another machine, or this one's, until it answers.
     async fn etcdctl(&self, member: &Member, words: &[&str]) -> String {
         let endpoint = format!("--endpoints=http://{}:2379", loopback(member.v4).unwrap());
-        let first = ["etcdctl", &endpoint, "--command-timeout=5s"];
+        let first = ["etcdctl", &endpoint, "--command-timeout=20s"];
         let words = [&first[..], words].concat();
         in_time("etcd answers", async {
             loop {

@@ -20,7 +20,7 @@ use crate::key::PrivateKey;
 use crate::policy::{Filter, FilterPeer};
 
 /// The longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn identity(number: u32) -> Identity {
     let mut seed = [1; 32];
