@@ -73,6 +73,9 @@ for purpose in "${@:-build}"; do
       need wireguard-go wireguard-go
       need wg wireguard-tools
       need dig bind9-dnsutils
+      need curl curl
+      need etcd etcd-server
+      need etcdctl etcd-client
       ;;
     bench)
       need_to_run

@@ -74,6 +74,7 @@ pub mod policy;
 mod prefix;
 pub mod relay;
 mod tun;
+pub mod userspace;
 mod wire;
 
 pub use clock::{Clock, ShiftedClock, SystemClock};

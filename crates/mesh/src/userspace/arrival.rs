@@ -1,0 +1,111 @@
+//! The called end: what another node asks for is checked here, and led to a service of this machine.
+//!
+//! Who asks is known from the connection. What it may have is what the gate lets in *and* this machine declared; nothing that is asked
+//! for names a target, so this is a proxy to nowhere else.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use quinn::{RecvStream, VarInt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use super::carrier::{Core, Rule};
+use super::directory::{Member, loopback};
+use super::flow::{Far, Local, Remote};
+use super::header::{FIRST, GRANTED, Refusal, Request};
+use crate::coordination::IdentityKey;
+use crate::policy::Direction;
+
+/// How long the caller may take to say what it wants.
+const REQUEST: Duration = Duration::from_secs(10);
+/// How long a service may take to accept.
+const SERVICE: Duration = Duration::from_secs(3);
+
+async fn request(stream: &mut RecvStream) -> Option<Request> {
+    let mut bytes = [0; FIRST + 16];
+    let (first, rest) = bytes.split_first_chunk_mut::<FIRST>()?;
+    stream.read_exact(first).await.ok()?;
+    let length = Request::rest(first)?;
+    stream.read_exact(rest.get_mut(..length)?).await.ok()?;
+    Request::decode(&bytes[..FIRST + length])
+}
+
+/// Serves one stream of a peer.
+pub(super) async fn serve(core: Arc<Core>, peer: IdentityKey, mut remote: Remote) {
+    match grant(&core, peer, &mut remote).await {
+        Ok((service, rule)) => {
+            if remote.send.write_all(&[GRANTED]).await.is_ok() {
+                core.run(service, &[], Far::Peer(remote), Some(rule)).await;
+            }
+        }
+        Err(refusal) => {
+            core.counts.refused.fetch_add(1, Ordering::Relaxed);
+            let told = remote.send.write_all(&[refusal.code()]).await.is_ok();
+            // What else it sends is not wanted; that it may have ended already is no matter.
+            let _ = remote.recv.stop(VarInt::from_u32(0));
+            remote.whole = told && remote.send.finish().is_ok();
+        }
+    }
+}
+
+async fn grant(
+    core: &Arc<Core>,
+    peer: IdentityKey,
+    remote: &mut Remote,
+) -> Result<(Local, Rule), Refusal> {
+    let request = timeout(REQUEST, request(&mut remote.recv)).await;
+    let request = request.map_err(|_| Refusal::Silent)?;
+    let request = request.ok_or(Refusal::Confused)?;
+    remote.place = Some(core.place()?);
+    let v6 = match request.address {
+        IpAddr::V4(address) if address == core.directory().own().v4 => false,
+        IpAddr::V6(address) if address == core.directory().own().v6 => true,
+        _ => return Err(Refusal::Confused),
+    };
+    let (rule, caller) = core.rule(peer, Direction::Inbound, v6, request.port)?;
+    let service = dial(core, &caller, request.port).await?;
+    Ok((Local::new(service), rule))
+}
+
+/// Connects to the service that this machine declared for a port, from the caller's loopback address where that is possible.
+pub(super) async fn dial(
+    core: &Arc<Core>,
+    caller: &Member,
+    port: u16,
+) -> Result<TcpStream, Refusal> {
+    let own = loopback(core.directory().own().v4);
+    let targets = match core.service(port).ok_or(Refusal::Undeclared)? {
+        Some(target) => vec![target],
+        None => own
+            .into_iter()
+            .chain([Ipv4Addr::LOCALHOST])
+            .map(|address| SocketAddr::from((address, port)))
+            .collect(),
+    };
+    let source = loopback(caller.v4);
+    let mut last = Refusal::Closed;
+    for target in targets {
+        match timeout(SERVICE, connect(source, target)).await {
+            Ok(Ok(service)) => return Ok(service),
+            Ok(Err(_)) => last = Refusal::Closed,
+            Err(_) => last = Refusal::Silent,
+        }
+    }
+    Err(last)
+}
+
+async fn connect(source: Option<Ipv4Addr>, target: SocketAddr) -> io::Result<TcpStream> {
+    let SocketAddr::V4(v4) = target else {
+        return TcpStream::connect(target).await;
+    };
+    let socket = TcpSocket::new_v4()?;
+    if let Some(source) = source.filter(|_| v4.ip().is_loopback()) {
+        // Where only some loopback addresses exist, the caller looks like any local program.
+        let _ = socket.bind(SocketAddr::from((source, 0)));
+    }
+    socket.connect(target).await
+}

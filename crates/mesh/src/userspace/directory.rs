@@ -1,0 +1,303 @@
+//! Who is in the mesh and what all are called, at one moment.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use crate::coordination::{IdentityKey, Known, View, Voucher};
+use crate::key::PublicKey;
+use crate::policy::{Policy, Subject};
+
+/// The range of nodes' addresses, and of the loopback addresses that stand for them: 22 bits are a node's number.
+const MESH: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 0);
+const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 0);
+const NUMBER: u32 = (1 << 22) - 1;
+
+/// The loopback address that stands for a node on every machine: 127.64.0.0/10 instead of 100.64.0.0/10. `None` if the
+/// address is not in that range.
+pub fn loopback(mesh: Ipv4Addr) -> Option<Ipv4Addr> {
+    exchange(mesh, MESH, LOOPBACK)
+}
+
+/// The node's address that a loopback address stands for.
+pub fn mesh_address(loopback: Ipv4Addr) -> Option<Ipv4Addr> {
+    exchange(loopback, LOOPBACK, MESH)
+}
+
+fn exchange(address: Ipv4Addr, from: Ipv4Addr, to: Ipv4Addr) -> Option<Ipv4Addr> {
+    let bits = address.to_bits();
+    (bits & !NUMBER == from.to_bits()).then(|| Ipv4Addr::from_bits(to.to_bits() | bits & NUMBER))
+}
+
+/// A node as flows are carried to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Who it is: what it proves when it is connected to.
+    pub identity: IdentityKey,
+    /// The key that the gate knows it by.
+    pub key: PublicKey,
+    /// What it is called, without the domain.
+    pub name: String,
+    /// Its address in the mesh.
+    pub v4: Ipv4Addr,
+    /// Its address in the mesh.
+    pub v6: Ipv6Addr,
+    /// Where its carrier listens on UDP; the first few are tried.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Everybody in the mesh, and this node. It does not change: another takes its place.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    own: Arc<Member>,
+    domain: String,
+    identities: HashMap<IdentityKey, Arc<Member>>,
+    addresses: HashMap<IpAddr, Arc<Member>>,
+    names: HashMap<String, Vec<Arc<Member>>>,
+}
+
+impl Directory {
+    /// A directory of `own`, which is this node, the `others`, and services by name with the identities of their nodes. A service's
+    /// name is not a node's, whatever a node calls itself.
+    pub fn new(
+        domain: &str,
+        own: Member,
+        others: impl IntoIterator<Item = Member>,
+        services: impl IntoIterator<Item = (String, Vec<IdentityKey>)>,
+    ) -> Self {
+        let own = Arc::new(own);
+        let mut directory = Self {
+            own: Arc::clone(&own),
+            domain: domain.to_ascii_lowercase(),
+            identities: HashMap::new(),
+            addresses: HashMap::new(),
+            names: HashMap::new(),
+        };
+        // This node last, so that nobody stands in its place.
+        for member in others.into_iter().map(Arc::new).chain([own]) {
+            for address in [IpAddr::V4(member.v4), IpAddr::V6(member.v6)] {
+                directory.addresses.insert(address, Arc::clone(&member));
+            }
+            directory
+                .names
+                .insert(member.name.to_ascii_lowercase(), vec![Arc::clone(&member)]);
+            directory.identities.insert(member.identity, member);
+        }
+        for (name, nodes) in services {
+            let nodes = nodes
+                .iter()
+                .filter_map(|node| directory.identities.get(node).cloned())
+                .collect();
+            directory.names.insert(name.to_ascii_lowercase(), nodes);
+        }
+        directory
+    }
+
+    /// What a view and its policy say, for the node with this voucher.
+    pub fn of(view: &View, policy: &Policy, me: &Voucher, key: PublicKey) -> Self {
+        let member = |known: &Known| Member {
+            identity: known.voucher.identity,
+            key: known.record.wireguard,
+            name: known.voucher.name.clone(),
+            v4: known.voucher.v4,
+            v6: known.voucher.v6,
+            endpoints: known.record.endpoints.clone(),
+        };
+        let own = view
+            .node(&me.identity)
+            .map(member)
+            .unwrap_or_else(|| Member {
+                identity: me.identity,
+                key,
+                name: me.name.clone(),
+                v4: me.v4,
+                v6: me.v6,
+                endpoints: Vec::new(),
+            });
+        let nodes: BTreeMap<_, _> = view
+            .nodes()
+            .map(|known| &known.voucher)
+            .chain([me])
+            .map(|voucher| (voucher.identity, voucher))
+            .collect();
+        let services = policy.services().iter().map(|(name, service)| {
+            let serving = nodes.values().filter(|voucher| {
+                let subject = Subject {
+                    name: Some(&voucher.name),
+                    tags: &voucher.tags,
+                };
+                policy.serves(service, subject)
+            });
+            let serving = serving.map(|voucher| voucher.identity).collect();
+            (name.clone(), serving)
+        });
+        let others = view
+            .nodes()
+            .filter(|known| known.voucher.identity != me.identity)
+            .map(member);
+        Self::new(policy.domain(), own, others, services)
+    }
+
+    /// This node.
+    pub fn own(&self) -> &Arc<Member> {
+        &self.own
+    }
+
+    /// Who has this identity.
+    pub fn by_identity(&self, identity: &IdentityKey) -> Option<&Arc<Member>> {
+        self.identities.get(identity)
+    }
+
+    /// All of them, this one too, in no order.
+    pub fn members(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.identities.values()
+    }
+
+    /// Whom a name or an address means: a node's name or a service's, short or full; an address in the mesh, or the loopback address that
+    /// stands for it. Nobody, if it is none of the mesh's.
+    pub fn find(&self, host: &str) -> &[Arc<Member>] {
+        if let Ok(address) = host.parse::<IpAddr>() {
+            let address = match address.to_canonical() {
+                IpAddr::V4(address) => IpAddr::V4(mesh_address(address).unwrap_or(address)),
+                address => address,
+            };
+            return self
+                .addresses
+                .get(&address)
+                .map(std::slice::from_ref)
+                .unwrap_or_default();
+        }
+        let host = host.to_ascii_lowercase();
+        let host = host.strip_suffix('.').unwrap_or(&host);
+        let short = host
+            .strip_suffix(&self.domain)
+            .and_then(|rest| rest.strip_suffix('.'));
+        let found = self.names.get(short.unwrap_or(host));
+        found.map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::member;
+    use super::*;
+
+    #[test]
+    fn each_node_has_a_loopback_address_of_its_own() {
+        let at = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        assert_eq!(loopback(at("100.64.0.7")), Some(at("127.64.0.7")));
+        assert_eq!(loopback(at("100.127.255.254")), Some(at("127.127.255.254")));
+        assert_eq!(mesh_address(at("127.65.2.3")), Some(at("100.65.2.3")));
+        for other in ["100.128.0.1", "10.0.0.1", "127.0.0.1"] {
+            assert_eq!(loopback(at(other)), None);
+            assert_eq!(mesh_address(at(other)), None);
+        }
+    }
+
+    #[test]
+    fn a_view_and_its_policy_are_a_directory() {
+        use crate::coordination::{Book, BookOptions, Identity, JoinRequest, NewToken, NodeRecord};
+        let mut book = Book::new(Identity::from_seed([1; 32]), BookOptions::default(), 0);
+        let mut vouchers = Vec::new();
+        for (seed, tag) in [(2_u8, "web"), (3, "store"), (4, "store")] {
+            let allows = NewToken {
+                tags: [tag.to_owned()].into(),
+                ..NewToken::default()
+            };
+            let plan = book.new_token(allows, "http://a", 0).unwrap();
+            book.apply(&plan.writes);
+            let identity = Identity::from_seed([seed; 32]);
+            let request = JoinRequest {
+                token: plan.answer.id.clone(),
+                secret: plan.answer.secret(),
+                record: identity.sign(&NodeRecord {
+                    identity: identity.public(),
+                    epoch: 1,
+                    name: format!("n{seed}"),
+                    wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
+                    endpoints: vec![([192, 0, 2, seed], 51821).into()],
+                }),
+            };
+            let plan = book.join(&request, 0).unwrap();
+            book.apply(&plan.writes);
+            vouchers.push(plan.answer.voucher.verify(&book.key()).unwrap());
+        }
+        let text = "[services.db]\nnodes = [\"tag:store\"]\nports = [\"tcp/5432\"]\n";
+        let policy = Policy::parse(text).unwrap();
+        let names = |directory: &Directory, host: &str| {
+            let found = directory
+                .find(host)
+                .iter()
+                .map(|member| member.name.clone());
+            found.collect::<Vec<_>>().join(" ")
+        };
+        // Before the first frame a node knows what was vouched for when it joined.
+        let mut view = View::new(book.key());
+        let key = crate::PrivateKey::from_bytes([3; 32]).public();
+        let alone = Directory::of(&view, &policy, &vouchers[1], key);
+        assert_eq!(alone.members().count(), 1);
+        assert_eq!(
+            (names(&alone, "db"), alone.own().key),
+            ("n3".to_owned(), key)
+        );
+        let frame = serde_json::from_str(&book.frame(0).unwrap()).unwrap();
+        view.apply(&frame).unwrap();
+        let directory = Directory::of(&view, &policy, &vouchers[0], key);
+        assert_eq!(directory.own().name, "n2");
+        let mut serving: Vec<_> = directory.find("db.mesh.internal").to_vec();
+        serving.sort_by_key(|member| member.v4);
+        let expected = [&vouchers[1], &vouchers[2]].map(|voucher| voucher.identity);
+        assert!(serving.iter().map(|member| member.identity).eq(expected));
+        let place: SocketAddr = ([192, 0, 2, 3], 51821).into();
+        assert_eq!((serving[0].key, &serving[0].endpoints), (key, &vec![place]));
+    }
+
+    #[test]
+    fn names_and_addresses_lead_to_members() {
+        // The third calls itself as a service is called, and the fourth has this node's addresses.
+        let mut members: Vec<_> = [(1, "one"), (2, "two"), (3, "db"), (4, "four")]
+            .map(|(number, name)| Member {
+                name: name.to_owned(),
+                ..member(number)
+            })
+            .into();
+        members[3].v4 = members[0].v4;
+        members[3].v6 = members[0].v6;
+        let services = vec![(
+            "db".to_owned(),
+            vec![
+                members[1].identity,
+                IdentityKey::from_bytes([9; 32]),
+                members[0].identity,
+            ],
+        )];
+        let own = members.remove(0);
+        let directory = Directory::new("Mesh.Internal", own.clone(), members.clone(), services);
+        let check = |host: &str, expected: &[&str]| {
+            let found = directory.find(host).iter().map(|member| &*member.name);
+            assert_eq!(found.collect::<Vec<_>>(), expected, "{host}");
+        };
+        check("one", &["one"]);
+        check("TWO.mesh.internal.", &["two"]);
+        check("db.mesh.internal", &["two", "one"]);
+        check("127.64.0.2", &["two"]);
+        check("100.64.0.1", &["one"]);
+        check("::ffff:100.64.0.2", &["two"]);
+        check(&members[0].v6.to_string(), &["two"]);
+        for nobody in [
+            "",
+            ".",
+            "three",
+            "two.mesh",
+            "twomesh.internal",
+            "mesh.internal",
+            "127.0.0.1",
+            "::1",
+            "100.64.0.9",
+            "example.org",
+        ] {
+            check(nobody, &[]);
+        }
+        assert_eq!(**directory.own(), own);
+    }
+}

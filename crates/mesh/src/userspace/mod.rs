@@ -1,0 +1,419 @@
+//! The mesh for a machine that has neither `/dev/net/tun` nor any capability.
+//!
+//! There are no packets here. A flow of TCP that a local program begins is taken at this machine, carried as a stream of QUIC to the
+//! other node, and connected there to the service that was declared:
+//!
+//! ```text
+//!             this machine                        │                 the other
+//! program ─► proxy: SOCKS5, HTTP CONNECT ─┐       │
+//! program ─► door: 127.64.0.7:5432 ───────┴─ Carrier ══ QUIC ══ Carrier ─► gate, declared ports ─► 127.64.0.7:5432: service
+//! ```
+//!
+//! - *Who*: both ends show their identity's Ed25519 key and sign the handshake with it (`identity`). Those who are not in the [`Directory`] get no
+//!   connection. A connection serves all flows between two nodes, of both directions; it is opened for the first of them and closed some time after the last.
+//! - *What*: the caller's gate is asked before anything is sent, and the called node's before anything is connected; the address is that of the
+//!   node that the connection proved. A service is reached only if this machine declared its port ([`Service`]), and only on loopback. What is not a
+//!   name or an address of the mesh is refused, so this is a proxy to nowhere else. When directory or gate change, flows that
+//!   they no longer allow break off: at once after [`Userspace::set_directory`] or [`Userspace::refresh`], else within about a second.
+//! - *Doors*: in each node's name there is a loopback address, the same on every machine: [`loopback`] exchanges 100.64.0.0/10 for 127.64.0.0/10. Names
+//!   should lead to it in this mode. At a peer's, this machine listens on the ports that rules name; at its own, the service itself
+//!   does. So software that tells others its own address works if it is told its mesh name or loopback address: etcd, Redis and their like form clusters. A
+//!   service sees its callers' loopback addresses, not 127.0.0.1. Ports below 1024 need a capability or `ip_unprivileged_port_start`; a program that
+//!   listens at 0.0.0.0 takes its port from all doors, so it should listen at its own address. Doors are open to every program in the same network
+//!   namespace, as loopback is; a proxy has [`Credentials`].
+//! - *Ends*: what one side ends in order the other sees end in order, each direction by itself; everything else is seen as a reset (`flow`).
+//! - *Bounds*: flows, connections with a node, handshakes, clients that have not said yet what they want, doors, what a flow and a connection hold in memory, and every wait.
+//!
+//! How a program uses it: it follows the coordinator as in the other modes, and hands over what it learns.
+//!
+//! ```no_run
+//! # use std::{sync::Arc, time::Instant};
+//! # use mesh::coordination::{Identity, View, Voucher};
+//! # use mesh::policy::{FilterGate, Policy};
+//! # use mesh::userspace::*;
+//! # async fn up(identity: Identity, view: &View, policy: &Policy, me: &Voucher, key: mesh::PublicKey) -> Result<(), UserspaceError> {
+//! let gate = Arc::new(FilterGate::closed(Instant::now()));
+//! let directory = Directory::of(view, policy, me, key);
+//! let mut options = UserspaceOptions::new(identity, directory, Arc::clone(&gate));
+//! options.services = vec![Service { port: 5432, target: None }];
+//! options.proxies = vec![ProxyOptions {
+//!     listen: ([127, 0, 0, 1], 1080).into(),
+//!     credentials: Some(Credentials::new(b"atoll", b"a long secret")),
+//! }];
+//! let userspace = Userspace::start(options).await?;
+//! // The port of `userspace.address()` is what this node tells others as its endpoint. Then, with every change of the map:
+//! // gate.set(filter); userspace.set_directory(Directory::of(…));
+//! userspace.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Absent: UDP; relays and ways through NAT (the endpoint runs over any [`quinn::AsyncUdpSocket`], see [`Userspace::start_over`], so that they can be put below);
+//! peers that speak nothing but WireGuard; doors for services as such (a service's name leads to its nodes' addresses).
+
+mod arrival;
+mod carrier;
+pub mod connect;
+mod credentials;
+mod directory;
+mod doors;
+mod flow;
+mod header;
+mod identity;
+mod links;
+mod proxy;
+pub mod socks;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use carrier::Core;
+pub use credentials::Credentials;
+pub use directory::{Directory, Member, loopback, mesh_address};
+use doors::Doors;
+pub use header::{Refusal, Request};
+use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
+use tokio::net::TcpListener;
+
+use crate::coordination::Identity;
+use crate::error::Error;
+use crate::policy::FilterGate;
+
+/// What the kernel keeps of datagrams that nobody has read yet; it gives as much of it as it may.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// A service of this machine that others may reach, if the gate lets them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    /// The port that others use.
+    pub port: u16,
+    /// Where it listens: a loopback address that is not another node's. If absent, at the same port of this node's own loopback address, else of 127.0.0.1.
+    pub target: Option<SocketAddr>,
+}
+
+/// Where a proxy for local programs listens.
+#[derive(Debug, Clone, Copy)]
+pub struct ProxyOptions {
+    /// The address.
+    pub listen: SocketAddr,
+    /// Who may use it: everybody who reaches it, if absent, which is taken only on loopback.
+    pub credentials: Option<Credentials>,
+}
+
+/// What there is at most, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows at once, of both directions; each takes a descriptor and up to 64 KiB, besides what waits in QUIC.
+    pub flows: usize,
+    /// How long a flow may be silent.
+    pub idle: Duration,
+    /// How long a connection is kept that carries no flow.
+    pub keep: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows: 4096,
+            idle: Duration::from_secs(2 * 3600 + 600),
+            keep: Duration::from_secs(600),
+        }
+    }
+}
+
+/// How a node is brought up without a device.
+#[derive(Debug)]
+pub struct UserspaceOptions {
+    /// Who this node is.
+    pub identity: Identity,
+    /// Who is in the mesh.
+    pub directory: Directory,
+    /// What may pass.
+    pub gate: Arc<FilterGate>,
+    /// Where other nodes' connections are taken, on UDP. At `[::]` both families are.
+    pub listen: SocketAddr,
+    /// Proxies for local programs.
+    pub proxies: Vec<ProxyOptions>,
+    /// Whether there are doors.
+    pub doors: bool,
+    /// Ports for doors beside those that rules name one by one, where a rule allows them as part of a range.
+    pub door_ports: Vec<u16>,
+    /// What of this machine others may reach.
+    pub services: Vec<Service>,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl UserspaceOptions {
+    /// Doors, no proxy and no service; any free port for connections.
+    pub fn new(identity: Identity, directory: Directory, gate: Arc<FilterGate>) -> Self {
+        Self {
+            identity,
+            directory,
+            gate,
+            listen: (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+            proxies: Vec::new(),
+            doors: true,
+            door_ports: Vec::new(),
+            services: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Why a node is not up without a device.
+#[derive(Debug, thiserror::Error)]
+pub enum UserspaceError {
+    /// A socket is not to be had.
+    #[error("cannot listen at {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A proxy that others could use.
+    #[error("a proxy at {0} could be used by other machines: it needs a user and a password")]
+    Open(SocketAddr),
+    /// A service that is elsewhere.
+    #[error(
+        "{0} is not on this machine: services are offered from 127.0.0.1, this node's own loopback address, or ::1"
+    )]
+    Elsewhere(SocketAddr),
+    /// A service that leads back into the mesh.
+    #[error("{0} is a proxy into the mesh and cannot be offered as a service")]
+    Circle(SocketAddr),
+    /// The directory is of another node than the identity.
+    #[error("the directory is another node's")]
+    OtherNode,
+    /// TLS cannot be prepared.
+    #[error(transparent)]
+    Tls(#[from] Error),
+}
+
+/// What is there now, and what was since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UserspaceStatus {
+    /// Connections with other nodes.
+    pub connections: usize,
+    /// Flows that run or begin.
+    pub flows: usize,
+    /// Flows that began, of both directions.
+    pub opened: u64,
+    /// Flows that were refused, by this node to others or to its own programs at a proxy.
+    pub refused: u64,
+    /// Who wanted to connect and could not show that it is in the mesh, or was one too many.
+    pub turned_away: u64,
+    /// Bytes carried from sockets of this machine to other nodes.
+    pub sent: u64,
+    /// Bytes carried from other nodes to sockets of this machine.
+    pub received: u64,
+    /// Doors that are open.
+    pub doors: Vec<SocketAddr>,
+    /// Doors that should be open and cannot, and why; they are tried again.
+    pub stuck: Vec<(SocketAddr, String)>,
+}
+
+/// A node without a device. Dropping it ends everything at once; [`Userspace::stop`] also waits for that.
+#[derive(Debug)]
+pub struct Userspace {
+    core: Arc<Core>,
+    doors: Arc<Doors>,
+    proxies: Vec<SocketAddr>,
+    address: SocketAddr,
+}
+
+/// Where services are, if all are on this machine: behind a door of another node is not.
+fn targets(
+    services: &[Service],
+    own: &Member,
+) -> Result<BTreeMap<u16, Option<SocketAddr>>, UserspaceError> {
+    let here = |target: SocketAddr| match target.ip() {
+        IpAddr::V4(address) => {
+            address.is_loopback() && mesh_address(address).is_none_or(|at| at == own.v4)
+        }
+        IpAddr::V6(address) => address.is_loopback(),
+    };
+    let mut targets = BTreeMap::new();
+    for service in services {
+        if let Some(target) = service.target.filter(|target| !here(*target)) {
+            return Err(UserspaceError::Elsewhere(target));
+        }
+        targets.insert(service.port, service.target);
+    }
+    Ok(targets)
+}
+
+impl Userspace {
+    /// Brings a node up over UDP.
+    ///
+    /// # Errors
+    /// An address cannot be listened at, or the options contradict each other. Doors that cannot be opened are no error, see
+    /// [`UserspaceStatus::stuck`].
+    pub async fn start(options: UserspaceOptions) -> Result<Self, UserspaceError> {
+        let address = options.listen;
+        let failed = |source| UserspaceError::Listen { address, source };
+        let socket = UdpSocket::bind(address).map_err(failed)?;
+        // More is faster, less works too.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER);
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER);
+        let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+        Self::start_over(options, socket).await
+    }
+
+    /// Brings a node up over something that carries datagrams. What [`Member::endpoints`] say are addresses there, and `listen` means nothing.
+    ///
+    /// # Errors
+    /// As [`Userspace::start`].
+    pub async fn start_over(
+        options: UserspaceOptions,
+        socket: Arc<dyn AsyncUdpSocket>,
+    ) -> Result<Self, UserspaceError> {
+        if options.directory.own().identity != options.identity.public() {
+            return Err(UserspaceError::OtherNode);
+        }
+        let services = targets(&options.services, options.directory.own())?;
+        let mut listeners = Vec::new();
+        for proxy in &options.proxies {
+            let address = proxy.listen;
+            if proxy.credentials.is_none() && !address.ip().is_loopback() {
+                return Err(UserspaceError::Open(address));
+            }
+            let failed = |source| UserspaceError::Listen { address, source };
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            listeners.push((listener, address, proxy.credentials));
+        }
+        let proxies = listeners.iter().map(|(_, address, _)| *address).collect();
+        no_circle(&services, &proxies)?;
+
+        let credential = identity::Credential::new(&options.identity)?;
+        let directory = Arc::new(RwLock::new(Arc::new(options.directory)));
+        let server = credential.server(Arc::clone(&directory))?;
+        let runtime = Arc::new(TokioRuntime);
+        let failed = |source| UserspaceError::Listen {
+            address: options.listen,
+            source,
+        };
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            credential.endpoint(),
+            Some(server),
+            socket,
+            runtime,
+        );
+        let endpoint = endpoint.map_err(failed)?;
+        let address = endpoint.local_addr().map_err(failed)?;
+        let core = Core::new(
+            endpoint,
+            credential,
+            directory,
+            options.gate,
+            options.limits,
+        );
+        core.set_services(services);
+        core.begin();
+        for (listener, _, credentials) in listeners {
+            core.spawn(proxy::serve(Arc::clone(&core), listener, credentials));
+        }
+        let doors = Arc::new(Doors::new(options.door_ports));
+        if options.doors {
+            core.spawn(Arc::clone(&doors).keep(Arc::clone(&core)));
+        }
+        Ok(Self {
+            core,
+            doors,
+            proxies,
+            address,
+        })
+    }
+
+    /// Where other nodes' connections are taken.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the proxies listen, in the order of the options.
+    pub fn proxies(&self) -> &[SocketAddr] {
+        &self.proxies
+    }
+
+    /// From now on this is who is in the mesh. Connections and flows that this or the gate no longer allows end at once. Set the gate first.
+    ///
+    /// # Errors
+    /// It is another node's directory.
+    pub fn set_directory(&self, directory: Directory) -> Result<(), UserspaceError> {
+        if directory.own().identity != self.core.directory().own().identity {
+            return Err(UserspaceError::OtherNode);
+        }
+        self.core.set_directory(directory);
+        Ok(())
+    }
+
+    /// From now on these are the services that others may reach. Flows that run go on.
+    ///
+    /// # Errors
+    /// One of them is not on this machine, or is a proxy; nothing is changed then.
+    pub fn set_services(&self, services: &[Service]) -> Result<(), UserspaceError> {
+        let services = targets(services, self.core.directory().own())?;
+        no_circle(&services, &self.proxies)?;
+        self.core.set_services(services);
+        Ok(())
+    }
+
+    /// The gate was changed: what it no longer allows ends at once.
+    pub fn refresh(&self) {
+        self.core.refresh();
+    }
+
+    /// What is there now.
+    pub fn status(&self) -> UserspaceStatus {
+        let (flows, connections) = self.core.sizes();
+        let counts = &self.core.counts;
+        UserspaceStatus {
+            connections,
+            flows,
+            opened: counts.opened.load(Ordering::Relaxed),
+            refused: counts.refused.load(Ordering::Relaxed),
+            turned_away: counts.turned_away.load(Ordering::Relaxed),
+            sent: counts.carried.out.load(Ordering::Relaxed),
+            received: counts.carried.back.load(Ordering::Relaxed),
+            doors: self.doors.open(),
+            stuck: self.doors.stuck(),
+        }
+    }
+
+    /// Ends everything and waits until no task is left. Flows break off; other nodes are told.
+    pub async fn stop(self) {
+        self.core.end();
+        self.core.ended().await;
+    }
+}
+
+impl Drop for Userspace {
+    fn drop(&mut self) {
+        self.core.end();
+    }
+}
+
+fn no_circle(
+    services: &BTreeMap<u16, Option<SocketAddr>>,
+    proxies: &Vec<SocketAddr>,
+) -> Result<(), UserspaceError> {
+    for proxy in proxies {
+        let circle = services.iter().any(|(port, target)| match target {
+            Some(target) => target == proxy,
+            None => *port == proxy.port(),
+        });
+        if circle {
+            return Err(UserspaceError::Circle(*proxy));
+        }
+    }
+    Ok(())
+}
