@@ -13,6 +13,7 @@ use crate::crypto::padded;
 use crate::offload::segment::segment;
 use crate::offload::{VIRTIO_HEADER, VirtioHeader};
 use crate::packet::addresses;
+use crate::policy::Direction;
 use crate::tun::LARGEST;
 
 /// Packets that are read before the first of them is sent.
@@ -145,6 +146,10 @@ impl Batches {
         let Some(peer) = peer else {
             return one(&shared.counters.no_route);
         };
+        // Before it is cut: a packet is judged once, however many it becomes.
+        if !shared.admits(&peer.public_key, Direction::Outbound, packet) {
+            return one(&shared.counters.denied_outbound);
+        }
         if self
             .target
             .as_ref()
