@@ -347,6 +347,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Sends a peer that is probed something that only engines see, so that a session is made and the ways are measured. Whether there is
+    /// such a peer.
+    pub fn probe(&self, public_key: &PublicKey) -> bool {
+        let peer = read(&self.shared.table).by_key(public_key);
+        peer.is_some_and(|peer| outbound::probe(&self.shared, &peer))
+    }
+
     /// Forgets a peer with its sessions and addresses. Whether it was there.
     pub fn remove_peer(&self, public_key: &PublicKey) -> bool {
         self.table().remove(public_key)
