@@ -103,7 +103,15 @@ impl Coordinator {
     ) -> Result<T, Problem> {
         let mut state = self.state.lock().await;
         for _ in 0..ATTEMPTS {
-            let planned = plan(&state.book).map_err(refuse)?;
+            let planned = match plan(&state.book) {
+                Ok(planned) => planned,
+                // Others may know better.
+                Err(_) if self.is_behind(&state).await? => {
+                    self.renew(&mut state).await?;
+                    continue;
+                }
+                Err(refusal) => return Err(refuse(refusal)),
+            };
             if planned.writes.is_empty() {
                 return Ok(planned.answer);
             }
@@ -178,11 +186,19 @@ impl Coordinator {
     async fn catch_up(&self) -> Result<(), StoreError> {
         // After whoever is taking a step, whose own writes are no news.
         let mut state = self.state.lock().await;
-        let turn = self.store.get(TURN).await?.map(|entry| entry.modified);
-        if turn != state.turn {
+        if self.is_behind(&state).await? {
             self.renew(&mut state).await?;
         }
         Ok(())
+    }
+
+    async fn is_behind(&self, state: &State) -> Result<bool, StoreError> {
+        let turn = self.store.get(TURN).await?.map(|entry| entry.modified);
+        Ok(turn != state.turn)
+    }
+
+    async fn hear(&self, request: &Signed<WatchRequest>) -> Result<WatchRequest, Refusal> {
+        self.state.lock().await.book.hear(request, now_ms())
     }
 
     /// Reads something.
@@ -204,13 +220,15 @@ impl Coordinator {
         request: &Signed<WatchRequest>,
     ) -> Result<Option<Arc<str>>, Problem> {
         let mut changed = self.changed.subscribe();
-        let asked = self
-            .state
-            .lock()
-            .await
-            .book
-            .hear(request, now_ms())
-            .map_err(refuse)?;
+        let asked = match self.hear(request).await {
+            // It may have joined elsewhere, and have heard there of what is not known here yet.
+            Err(Refusal::Unknown(_) | Refusal::Ahead) => {
+                self.catch_up().await?;
+                self.hear(request).await
+            }
+            other => other,
+        };
+        let asked = asked.map_err(refuse)?;
         let Ok(_turn) = self.waiting.try_acquire() else {
             return Err(Problem::new(
                 ErrorCode::Unavailable,

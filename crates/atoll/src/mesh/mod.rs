@@ -22,8 +22,8 @@ Examples:
   sudo ATOLL_MESH_TOKEN=atm_... atoll mesh up                          on that machine
   atoll mesh policy test policy.toml                                   run a policy's own tests
   atoll mesh policy set policy.toml                                    nothing passes without one
-  atoll mesh serve db --port 5432                                      say that a service is ready here
-  atoll mesh peers                                                     whom this node reaches, and how
+  atoll mesh serve db --port 5432                                      a service is ready here
+  atoll mesh peers                                                     whom this node reaches
   atoll mesh revoke web-2                                              put a node out, at once";
 
 /// Join machines by a private, encrypted network

@@ -272,13 +272,30 @@ async fn two_coordinators_over_one_store_agree() {
     assert_eq!(joined.unwrap().status(), 200);
     one.view.apply(&read(&answer.expect(200))).unwrap();
     assert_eq!(one.knows().len(), 2);
+    // Who joined at one asks the other, and goes on where it was.
+    let mut third = Machine::new(3, &many);
+    third.join(&plane, &many).await.expect(200);
+    one.watch(&plane).await;
+    let one_cursor = one.view.cursor();
+    for machine in [&mut third, &mut one] {
+        let question = serde_json::to_string(&machine.question()).unwrap();
+        let request = http::Request::post("/v1/mesh/watch")
+            .body(axum::body::Body::from(question))
+            .unwrap();
+        let asking = tower::ServiceExt::oneshot(other.router(), request);
+        // The second knows everything: it is kept waiting, and not sent away.
+        match tokio::time::timeout(std::time::Duration::from_millis(300), asking).await {
+            Ok(answer) => assert_eq!(answer.unwrap().status(), 200),
+            Err(_) => assert_eq!(machine.view.cursor(), one_cursor),
+        }
+    }
     // A token that one took back is gone for the other, though no node was told.
     let path = format!("/v1/mesh/tokens/{}", many.id);
     plane
         .call("DELETE", &path, crate::common::FIRST_KEY, None)
         .await
         .expect(204);
-    Machine::new(3, &many).join(&plane, &many).await.expect(401);
+    Machine::new(4, &many).join(&plane, &many).await.expect(401);
     let stop = tokio::time::timeout(PATIENCE, other.stop()).await;
     assert!(stop.is_ok(), "it stops though it follows the store");
 }

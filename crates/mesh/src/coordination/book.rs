@@ -609,14 +609,15 @@ impl Book {
         if asked.at_ms <= seen.at_ms {
             return Err(Refusal::Replayed);
         }
+        // Not noted: it may be asked again once this book was read anew.
+        if asked.cursor > self.head.seq {
+            return Err(Refusal::Ahead);
+        }
         *seen = Seen {
             at_ms: asked.at_ms,
             now_ms,
             served: seen.served || asked.cursor > 0,
         };
-        if asked.cursor > self.head.seq {
-            return Err(Refusal::Ahead);
-        }
         Ok(asked)
     }
 
