@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs each fuzz target for SECONDS (20 if none are given), two at a time, from the seeds that are
+# Runs each fuzz target for SECONDS (10 if none are given), two at a time, from the seeds that are
 # checked in. Needs cargo-fuzz; builds with nightly if there is one. Writes below the target folder.
 set -euo pipefail
 cd "$(dirname "$0")"
-seconds=${1:-20}
+seconds=${1:-10}
 target=${CARGO_TARGET_DIR:-$PWD/../target}/fuzz
 # Cargo-fuzz is told where to build; the outer setting would win over it.
 unset CARGO_TARGET_DIR

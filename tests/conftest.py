@@ -5,6 +5,10 @@ import sys
 
 import pytest
 
+# The SDK reads this when it is imported. A connection that is refused is to be seen at once here, and not
+# to be hidden, or waited for by the clients of an instance that was killed.
+os.environ["E2B_CONNECTION_RETRIES"] = "0"
+
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from harness.atoll import WORK, Atoll, copy_of_golden  # noqa: E402

@@ -11,6 +11,7 @@ import pytest
 from e2b import Sandbox
 
 from harness.atoll import Atoll, copy_of_golden, wait_until
+from harness.leaks import instance_name
 
 ROUNDS = int(os.environ.get("ATOLL_CRASH_ROUNDS", "100"))
 
@@ -145,7 +146,8 @@ def test_a_first_process_that_dies_is_a_crash_with_a_reason(own_atoll):
         except OSError:
             continue
         levels = [line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")]
-        if "atoll-" in group and levels and levels[0][-1] == "1":
+        # Of this instance: others may run on the same machine.
+        if f"atoll-{instance_name(atoll.data_dir)}" in group and levels and levels[0][-1] == "1":
             victims.append(int(pid))
     for pid in victims:
         os.kill(pid, signal.SIGKILL)

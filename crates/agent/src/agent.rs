@@ -23,6 +23,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// How long stopping waits for sandboxes to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long stopping waits for files to be removed.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// The owner of all sandboxes of one machine. It implements [`api::node::Node`] for the control
 /// plane and [`api::route::Locate`] for the gateway.
 ///
@@ -162,6 +165,15 @@ impl Agent {
         let left = live.iter().any(|sandbox| sandbox.is_on_the_machine());
         parts.driver.shutdown().await;
         parts.network.stop(left).await;
+        if tokio::time::timeout(SETTLE_DEADLINE, parts.states.settle())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "not all states that nobody needs were removed within {SETTLE_DEADLINE:?}; the \
+                 next start goes on with it"
+            );
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use tokio_util::task::TaskTracker;
 
 /// Keeps an image that a state lies on.
 pub(crate) type Pin = Box<dyn Any + Send + Sync>;
@@ -36,6 +37,7 @@ pub(crate) struct States {
     entries: Mutex<HashMap<StateKey, Entry>>,
     /// Builds of snapshots whose state should be there and is not.
     lost: Mutex<HashSet<BuildId>>,
+    removals: TaskTracker,
 }
 
 impl States {
@@ -78,6 +80,7 @@ impl States {
             root: root.to_owned(),
             entries: Mutex::new(entries),
             lost: Mutex::new(lost),
+            removals: TaskTracker::new(),
         })
     }
 
@@ -349,9 +352,16 @@ impl States {
         };
         // Removing large files takes a while, and this may be an asynchronous thread.
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(work)),
+            Ok(runtime) => drop(self.removals.spawn_blocking_on(work, &runtime)),
             Err(_) => work(),
         }
+    }
+
+    /// Waits until all that was to go is gone from the disk. For the end, when nothing more is
+    /// about to go.
+    pub(crate) async fn settle(&self) {
+        self.removals.close();
+        self.removals.wait().await;
     }
 }
 

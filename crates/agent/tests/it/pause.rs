@@ -66,6 +66,23 @@ async fn agent_of(house: &House) -> Arc<Agent> {
 }
 
 #[tokio::test]
+async fn a_stop_waits_until_what_was_deleted_is_gone() {
+    let house = House::new(World::with_snapshots());
+    let agent = agent_of(&house).await;
+    create(&agent, 1).await.unwrap();
+    agent.pause(&id(1), true).await.unwrap();
+    let held = names(&house, "paused");
+    let state = house.path().join("paused").join(&held[0]);
+    // So that removing it takes longer than stopping.
+    for number in 0..20_000 {
+        std::fs::write(state.join(number.to_string()), "").unwrap();
+    }
+    agent.kill(&id(1), EndReason::Killed).await.unwrap();
+    agent.stop().await;
+    assert_eq!(names(&house, "paused"), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_paused_sandbox_holds_nothing_but_disk_and_comes_back_as_it_was() {
     let house = House::new(World::with_snapshots());
     let agent = agent_of(&house).await;
