@@ -153,6 +153,7 @@ def test_it_may_do_what_it_does_and_no_more():
     assert {"nodes", "pods", "poddisruptionbudgets"} <= asked, asked
     assert {name.split("/")[0] for name in allowed} == asked - {"namespaces"}
     assert ("pods/eviction" in allowed) == ("/eviction" in sources)
+    assert allowed.get("nodes/status", set()) == ({"patch"} if "nodes/{node}/status" in sources else set())
     assert ("delete" in allowed["nodes"]) == (".delete(&path" in sources)
     assert "patch" in allowed["nodes"] and "patch" not in allowed["pods"] and "delete" not in allowed["pods"]
 

@@ -3,6 +3,8 @@
 import pytest
 from e2b import Sandbox
 
+from harness.atoll import SLOWNESS
+
 
 @pytest.fixture(scope="module")
 def box(atoll):
@@ -33,7 +35,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(box, name):
-    assert box.commands.run(PROGRAMS[name], timeout=60).exit_code == 0
+    assert box.commands.run(PROGRAMS[name], timeout=60 * SLOWNESS).exit_code == 0
 
 
 def test_programs_do_their_work(box):

@@ -19,6 +19,9 @@ const MEMORY_MIN: Bytes = Bytes::mebibytes(512);
 /// What the template `base` takes while it is built.
 const DISK_MIN: Bytes = Bytes::gibibytes(2);
 
+/// Where network devices of programs come from.
+const TUN: &str = "/dev/net/tun";
+
 /// What was found on this machine.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -65,6 +68,7 @@ fn look(data_dir: &Path) -> Report {
         judge_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         judge_disk(data_dir, free_space(data_dir)),
         probe::check_data_directory(data_dir),
+        judge_mesh(rustix::process::geteuid().is_root(), opens(TUN)),
     ]);
     let mut advice: Vec<Advice> = findings.into_iter().map(Advice::from).collect();
     let open_files = getrlimit(Resource::Nofile).maximum;
@@ -102,6 +106,28 @@ pub(crate) fn fix(advice: &[Advice], root: &Path, dry: bool) -> Vec<Change> {
             }
         })
         .collect()
+}
+
+/// Whether the device can be opened for reading and writing.
+fn opens(device: &str) -> bool {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).open(device).is_ok()
+}
+
+fn judge_mesh(root: bool, tun: bool) -> Finding {
+    match (root, tun) {
+        (true, true) => Finding::ok("mesh", "as a node with a network device (tun)"),
+        (_, false) => Finding::warning(
+            "mesh",
+            format!("{TUN} cannot be opened; this machine cannot be a node of the mesh"),
+            "`modprobe tun` as root; in a container, hand the device in and add CAP_NET_ADMIN",
+        ),
+        (false, true) => Finding::warning(
+            "mesh",
+            "only root makes network devices; this machine can be a node of the mesh for root",
+            "`sudo atoll mesh up`",
+        ),
+    }
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
@@ -189,6 +215,9 @@ mod tests {
         );
         check(judge_memory("MemAvailable:  8000000 kB\n"), Ok);
         check(judge_memory(""), Warning);
+        check(judge_mesh(true, true), Ok);
+        check(judge_mesh(false, true), Warning);
+        check(judge_mesh(true, false), Warning);
         check(judge_disk(Path::new("/x"), Some(1)), Warning);
         check(judge_disk(Path::new("/x"), None), Warning);
         check(judge_disk(Path::new("/x"), Some(1 << 40)), Ok);

@@ -15,6 +15,7 @@ mod doctor;
 mod failure;
 mod fleet;
 mod instance;
+mod mesh;
 mod progress;
 mod session;
 mod signals;

@@ -4,6 +4,7 @@ use crate::{
     catalogue::{Catalogue, Collections},
     idempotency::Idempotency,
     keys::{self, FirstKey},
+    mesh::Coordinator,
     nodes::Nodes,
     plane::{Plane, Starts},
     routes,
@@ -19,6 +20,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How often nodes are asked how they are.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often ephemeral nodes of the mesh that vanished are looked for.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// What a control plane stands on.
 pub struct ControlOptions {
@@ -101,11 +104,12 @@ impl Control {
     /// Reads intent, meets the nodes, and begins to serve and to reconcile. What `base` needs is
     /// built in the background.
     pub async fn start(options: ControlOptions) -> Result<Self, Problem> {
+        let stop = CancellationToken::new();
+        let mesh = Arc::new(Coordinator::load(options.store.clone(), stop.clone()).await?);
         let collections = Collections::new(options.store);
         let instance = keys::found(&collections, options.first_key.as_ref()).await?;
         let catalogue = Arc::new(Catalogue::load(collections.clone()).await?);
         let nodes = Arc::new(Nodes::meet(options.cluster, options.policy, options.nodes).await?);
-        let stop = CancellationToken::new();
         let builder = Arc::new(Builder::new(
             collections.clone(),
             catalogue.clone(),
@@ -123,6 +127,7 @@ impl Control {
             limits: options.limits,
             domain: options.domain,
             starts: Starts::default(),
+            mesh: mesh.clone(),
             creations: TaskTracker::new(),
         });
         plane.usage.renew(&nodes).await?;
@@ -145,6 +150,24 @@ impl Control {
                 tokio::select! {
                     () = stopped.cancelled() => return,
                     _ = beat.tick() => heart.refresh().await,
+                }
+            }
+        });
+        let (other, stopped) = (mesh.clone(), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = other.follow() => {}
+            }
+        });
+        let stopped = stop.clone();
+        tasks.spawn(async move {
+            let mut beat = tokio::time::interval(SWEEP);
+            beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = stopped.cancelled() => return,
+                    _ = beat.tick() => mesh.sweep().await,
                 }
             }
         });

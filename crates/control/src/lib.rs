@@ -22,6 +22,7 @@ mod extract;
 pub mod fuzzing;
 mod idempotency;
 mod keys;
+mod mesh;
 mod names;
 mod nodes;
 mod plane;

@@ -33,6 +33,7 @@ pub(crate) struct Plane {
     pub(crate) limits: Limits,
     pub(crate) domain: Option<String>,
     pub(crate) starts: Starts,
+    pub(crate) mesh: Arc<crate::mesh::Coordinator>,
     /// Creations under way: a stop waits for them.
     pub(crate) creations: TaskTracker,
 }

@@ -1,10 +1,11 @@
 //! The shapes of the public REST API.
 //!
 //! [`sandbox`], [`state`], [`network`], [`template`], [`metric`], [`log`] and [`team`] are E2B's, so that its
-//! clients work unchanged; [`v1`] is Atoll's own. Field names on the wire follow E2B's published
+//! clients work unchanged; [`v1`] and [`mesh`] are Atoll's own. Field names on the wire follow E2B's published
 //! clients, oddities included (`memoryMB`, `allow_internet_access`).
 
 pub mod log;
+pub mod mesh;
 pub mod metric;
 pub mod network;
 pub mod sandbox;

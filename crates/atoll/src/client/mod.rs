@@ -58,6 +58,11 @@ impl Client {
         })
     }
 
+    /// Where the API is.
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// A request to the REST API. `path` begins with a slash and is already encoded.
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let base = self.url.as_str().trim_end_matches('/');
@@ -171,6 +176,15 @@ impl Client {
         body: &impl Serialize,
     ) -> anyhow::Result<Response> {
         self.send(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// Puts JSON in the place of what was there; the answer has no body that matters.
+    ///
+    /// # Errors
+    /// [`api::Problem`] when it is refused.
+    pub(crate) async fn put(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
+        let request = self.request(Method::PUT, path).timeout(REQUEST_DEADLINE);
+        self.send(request.json(body)).await.map(drop)
     }
 
     /// Removes something.

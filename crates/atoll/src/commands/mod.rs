@@ -20,7 +20,7 @@ mod snapshot;
 mod template;
 mod version;
 
-use crate::{fleet, up};
+use crate::{fleet, mesh, up};
 use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -78,6 +78,7 @@ pub(crate) enum Command {
     Key(key::Arguments),
     Node(node::Arguments),
     Fleet(fleet::Arguments),
+    Mesh(mesh::Arguments),
     Gc(gc::Arguments),
     Completions(completions::Arguments),
     #[command(hide = true)]
@@ -115,6 +116,7 @@ impl Command {
             Self::Key(arguments) => key::execute(arguments).await,
             Self::Node(arguments) => node::execute(arguments).await,
             Self::Fleet(arguments) => fleet::execute(arguments).await,
+            Self::Mesh(arguments) => mesh::execute(arguments).await,
             Self::Completions(arguments) => completions::execute(&arguments),
             Self::Man(arguments) => manual::execute(&arguments),
             Self::Version(arguments) => version::execute(&arguments),
@@ -142,7 +144,7 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
 }
 
 /// A duration in whole seconds: `90`, `90s`, `15m`, `2h`, `1d`.
-fn parse_seconds(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_seconds(text: &str) -> Result<u64, String> {
     let refuse =
         || "write a number of seconds, or a number with s, m, h or d, above zero".to_owned();
     let digits = text

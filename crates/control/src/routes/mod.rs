@@ -2,6 +2,7 @@
 
 mod later;
 mod life;
+mod mesh;
 mod observe;
 mod sandbox;
 mod state;
@@ -85,6 +86,14 @@ fn assembled() -> OpenApiRouter<Arc<Plane>> {
         .routes(routes!(v1::sandboxes))
         .routes(routes!(v1::sandbox))
         .routes(routes!(v1::templates, v1::build_template))
+        .routes(routes!(mesh::tokens, mesh::create_token))
+        .routes(routes!(mesh::remove_token))
+        .routes(routes!(mesh::nodes))
+        .routes(routes!(mesh::revoke))
+        .routes(routes!(mesh::policy, mesh::set_policy))
+        .routes(routes!(mesh::join))
+        .routes(routes!(mesh::update))
+        .routes(routes!(mesh::watch))
 }
 
 /// The OpenAPI document of the public API, as `docs/openapi.json` holds it and

@@ -6,6 +6,7 @@ mod common;
 mod create;
 mod isolation;
 mod keys;
+mod mesh;
 mod openapi;
 mod sandboxes;
 mod snapshots;

@@ -154,6 +154,19 @@ impl Api {
         Ok(())
     }
 
+    /// Merges something into what is there, list by list: entries of a list are told apart by their
+    /// own key, such as the type of a condition.
+    pub(super) async fn patch_lists(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<(), ApiError> {
+        let request = self.request(Method::PATCH, path).await?;
+        let request = request.header("content-type", "application/strategic-merge-patch+json");
+        send(request.body(body.to_string()).timeout(DEADLINE)).await?;
+        Ok(())
+    }
+
     /// Deletes something, if it is still as it was at this version.
     pub(super) async fn delete(&self, path: &str, version: &str) -> Result<(), ApiError> {
         let request = self.request(Method::DELETE, path).await?;

@@ -4,18 +4,28 @@ use super::{
     client::{Api, ApiError},
     demand::{self, Machines},
     mirror::Mirror,
-    resources::{Budget, Condition, Node, Pod},
+    resources::{Budget, Node, Pod},
 };
 use crate::{
     config::File,
+    moment::Moment,
     serve::{Demand, Source, SourceError},
 };
+use futures::{StreamExt, stream};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 
 /// The annotation of nodes that we cordoned, so that nobody else's cordon is ever taken back.
 pub const CLOSED: &str = "atoll-fleet/closed";
+
+/// The condition of nodes whose machines sleep on purpose. Cluster Autoscaler counts them as neither
+/// broken nor on their way, from 1.36 on.
+const SUSPENDED: &str = "Suspended";
+
+/// So many nodes are marked together, and at most so many at a time.
+const TOGETHER: usize = 32;
+const MARKS: usize = 500;
 
 /// Reads pods, nodes and disruption budgets; cordons, and empties by eviction.
 pub struct KubernetesSource {
@@ -125,11 +135,9 @@ impl Source for KubernetesSource {
     /// that comes back makes it anew, without the taints by which Cluster Autoscaler emptied it.
     async fn forget(&self, machine: &str) -> Result<(), SourceError> {
         let nodes = self.nodes.read().map_err(SourceError)?;
-        let gone = nodes.iter().filter(|one| {
-            let ready =
-                |condition: &Condition| condition.kind == "Ready" && condition.status == "True";
-            self.machines.of(one) == Some(machine) && !one.status.conditions.iter().any(ready)
-        });
+        let gone = nodes
+            .iter()
+            .filter(|one| self.machines.of(one) == Some(machine) && !has(one, "Ready"));
         for node in gone {
             let (name, version) = (&node.metadata.name, &node.metadata.resource_version);
             let path = format!("/api/v1/nodes/{name}");
@@ -141,6 +149,41 @@ impl Source for KubernetesSource {
             }
         }
         Ok(())
+    }
+
+    /// Nodes that never slept have no such condition, and get none.
+    async fn mark(&self, asleep: &[(&str, bool)], now: Moment) -> Vec<(String, SourceError)> {
+        // Who cannot be read is marked another time; that there is trouble was said already.
+        let Ok(nodes) = self.nodes.read() else {
+            return Vec::new();
+        };
+        let asleep: HashMap<&str, bool> = asleep.iter().copied().collect();
+        let wrong = nodes.iter().filter_map(|node| {
+            let machine = self.machines.of(node)?;
+            // Not before the control plane has noticed that nobody answers for it.
+            let wanted = *asleep.get(machine)? && !has(node, "Ready");
+            let names = (machine.to_owned(), node.metadata.name.clone());
+            (has(node, SUSPENDED) != wanted).then_some((names, wanted))
+        });
+        let wrong: Vec<((String, String), bool)> = wrong.take(MARKS).collect();
+        let api = &self.api;
+        let mut marked = stream::iter(wrong)
+            .map(|((machine, node), asleep)| async move {
+                let path = format!("/api/v1/nodes/{node}/status");
+                (
+                    machine,
+                    api.patch_lists(&path, &condition(asleep, now)).await,
+                )
+            })
+            .buffer_unordered(TOGETHER);
+        let mut failed = Vec::new();
+        while let Some((machine, result)) = marked.next().await {
+            match result {
+                Ok(()) | Err(ApiError::Missing) => {}
+                Err(error) => failed.push((machine, SourceError(error.to_string()))),
+            }
+        }
+        failed
     }
 
     async fn evict(&self, workload: &str) -> Result<(), SourceError> {
@@ -158,4 +201,33 @@ impl Source for KubernetesSource {
             Err(error) => Err(SourceError(error.to_string())),
         }
     }
+}
+
+/// Whether a node's condition is true.
+fn has(node: &Node, condition: &str) -> bool {
+    let mut conditions = node.status.conditions.iter();
+    conditions.any(|one| one.kind == condition && one.status == "True")
+}
+
+/// What is merged into the status of a node.
+fn condition(asleep: bool, now: Moment) -> Value {
+    let seconds = i64::try_from(now.0).unwrap_or(i64::MAX);
+    let time = jiff::Timestamp::from_second(seconds).unwrap_or_default();
+    let (status, reason, message) = match asleep {
+        true => (
+            "True",
+            "Asleep",
+            "its machine is switched off until it is needed",
+        ),
+        false => ("False", "Awake", "its machine is on"),
+    };
+    let condition = json!({
+        "type": SUSPENDED,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": time.to_string(),
+        "lastHeartbeatTime": time.to_string(),
+    });
+    json!({ "status": { "conditions": [condition] } })
 }

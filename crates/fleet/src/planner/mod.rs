@@ -28,6 +28,7 @@ mod waking;
 mod worth;
 
 pub use bound::{Gap, gap, lower_bound};
+pub(crate) use plan::Lasting;
 pub use plan::{Action, Decision, Memory, Placement, Plan, Situation, Unplaced};
 pub use reason::{Change, Reason, Would};
 

@@ -47,6 +47,15 @@ pub(crate) struct Remembered {
     pub(crate) blocked: Option<Blocked>,
 }
 
+/// What is remembered of a machine when another process goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lasting {
+    /// Since when it could have been done without.
+    pub(crate) unneeded_since: Option<Moment>,
+    /// Since when it has been on and not ready.
+    pub(crate) unready_since: Option<Moment>,
+}
+
 /// Why a machine could not be emptied, and until when that is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Blocked {
@@ -55,6 +64,46 @@ pub(crate) struct Blocked {
 }
 
 impl Memory {
+    /// What another process has remembered, machine by machine and group by group, as if it had been
+    /// found `now`.
+    pub(crate) fn lasting_on(
+        machines: impl Iterator<Item = Lasting>,
+        now: Moment,
+        woken: Option<Moment>,
+        loaded_since: Vec<Option<Moment>>,
+    ) -> Self {
+        let remembered = machines.map(|one| Remembered {
+            unneeded_since: one.unneeded_since,
+            confirmed: one.unneeded_since.map(|_| now),
+            unready_since: one.unready_since,
+            blocked: None,
+        });
+        Self {
+            machines: remembered.collect(),
+            woken,
+            loaded_since,
+        }
+    }
+
+    /// What is remembered of a machine when another process goes on.
+    pub(crate) fn lasting(&self, machine: MachineIndex) -> Lasting {
+        let remembered = self.machines.get(machine.at());
+        remembered.map_or_else(Lasting::default, |one| Lasting {
+            unneeded_since: one.unneeded_since,
+            unready_since: one.unready_since,
+        })
+    }
+
+    /// When a machine was woken last.
+    pub(crate) fn woken(&self) -> Option<Moment> {
+        self.woken
+    }
+
+    /// Since when each group's load has been above what is allowed.
+    pub(crate) fn loaded_since(&self) -> &[Option<Moment>] {
+        &self.loaded_since
+    }
+
     /// The same with a place for every machine and group.
     pub(crate) fn sized(&self, inventory: &Inventory) -> Self {
         let mut memory = self.clone();

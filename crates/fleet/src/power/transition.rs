@@ -11,7 +11,8 @@
 //! - *asked to done*: the node was seen (on), or is gone and the controller does not contradict
 //!   (off). What the controller says is not enough.
 //! - *asked again*: it had no effect for a while that doubles each time.
-//! - *forced*: the machine was asked to switch itself off, and did not within its time.
+//! - *forced*: the machine was asked to switch itself off, and did not within its time; or it could not
+//!   be asked for twice as long.
 //! - *by the fallback*: the driver failed several times in a row, and there is another.
 //! - *failed*: the deadline has passed. Whoever planned this hears of it, and plans anew.
 //! - *given up* (off only): work has come to the machine. It is never switched off then.
@@ -55,6 +56,9 @@ pub struct Intent {
     pub sent: Option<Moment>,
     /// How often something was sent.
     pub attempts: u32,
+    /// Since when the machine has been asked to switch itself off: a driver accepted that.
+    #[serde(default)]
+    pub asked: Option<Moment>,
     /// Whether its power was taken away.
     pub forced: bool,
     /// Which driver is used: 0 is the first, 1 the fallback.
@@ -77,6 +81,7 @@ impl Intent {
             since: now,
             sent: None,
             attempts: 0,
+            asked: None,
             forced: false,
             driver: 0,
             failures: 0,
@@ -200,7 +205,11 @@ fn next_off(intent: &Intent, observed: &Observed, patience: &Patience) -> Next {
     if intent.sent.is_none() {
         return Next::Send(Switch::Off);
     }
-    let too_long = now.since(intent.since) >= patience.graceful;
+    // Who could not be asked, as its controller does not answer, is given twice the time.
+    let too_long = match intent.asked {
+        Some(asked) => now.since(asked) >= patience.graceful,
+        None => now.since(intent.since).0 >= patience.graceful.0 * 2,
+    };
     if too_long && !intent.forced {
         return Next::Send(Switch::ForceOff);
     }
@@ -244,6 +253,9 @@ pub fn note_result(intent: &mut Intent, error: Option<String>, drivers: usize) {
         None => {
             intent.failures = 0;
             intent.last_error = None;
+            if intent.wanted == Wanted::Off {
+                intent.asked = intent.asked.or(intent.sent);
+            }
         }
         Some(error) => {
             intent.failures = intent.failures.saturating_add(1);
@@ -311,6 +323,7 @@ mod tests {
         let mut intent = Intent::new(Wanted::Off, Moment(0));
         check(&intent, Reading::On, true, 0, Next::Send(Switch::Off));
         note_sending(&mut intent, Switch::Off, Moment(0));
+        note_result(&mut intent, None, 1);
         check(&intent, Reading::On, true, 10, Next::Wait);
         check(
             &intent,
@@ -324,9 +337,34 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_could_not_be_asked_is_not_forced_at_once() {
+        let mut intent = Intent::new(Wanted::Off, Moment(0));
+        for at in [0, 30, 90] {
+            check(&intent, Reading::Unknown, true, at, Next::Send(Switch::Off));
+            note_sending(&mut intent, Switch::Off, Moment(at));
+            note_result(&mut intent, Some("no answer".into()), 1);
+        }
+        // The controller is back: the machine has its time from when it was asked.
+        check(&intent, Reading::On, true, 210, Next::Send(Switch::Off));
+        note_sending(&mut intent, Switch::Off, Moment(210));
+        let never = intent.clone();
+        note_result(&mut intent, None, 1);
+        check(&intent, Reading::On, true, 380, Next::Wait);
+        check(
+            &intent,
+            Reading::On,
+            true,
+            390,
+            Next::Send(Switch::ForceOff),
+        );
+        check(&never, Reading::On, true, 360, Next::Send(Switch::ForceOff));
+    }
+
+    #[test]
     fn a_controller_that_says_off_while_the_node_answers_is_not_believed() {
         let mut intent = Intent::new(Wanted::Off, Moment(0));
         note_sending(&mut intent, Switch::Off, Moment(0));
+        note_result(&mut intent, None, 1);
         check(&intent, Reading::Off, true, 20, Next::Wait);
         check(
             &intent,

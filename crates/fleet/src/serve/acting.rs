@@ -14,7 +14,7 @@ use super::{
 use crate::{
     explain::History,
     forecast::{Forecast, Outlook},
-    inventory::{Inventory, Moving, Power},
+    inventory::{Inventory, MachineIndex, Moving, Power},
     moment::{Moment, Span},
     planner::{Memory, Plan, Situation, plan},
     policy::Policy,
@@ -34,10 +34,14 @@ use store::{Store, StoreError};
 
 /// Demand is read within this time, or not at all.
 const READING: Duration = Duration::from_secs(20);
-/// A machine that is off is asked again after this time.
+/// The controller of a machine that is off is asked again after this time, whether it answered or not.
 const ASK_SLEEPERS: Span = Span(60);
+/// The controller of a machine that is on is asked so often whether it is still there.
+const CHECK: Span = Span::minutes(10);
+/// No more of those are asked in one tick.
+const CHECKS: usize = 16;
 /// What was learnt of demand is written down so often.
-const KEEP_FORECAST: Span = Span::hours(1);
+const KEEP_FORECAST: Span = Span::minutes(15);
 /// What is too old is forgotten so often.
 const PRUNE: Span = Span::hours(1);
 
@@ -57,30 +61,64 @@ pub(super) struct Acting {
     pub(super) targets: Option<Targets>,
     pub(super) last: Option<Moment>,
     pub(super) asked: Vec<Option<(Moment, Reading)>>,
+    pub(super) controllers: Vec<Controller>,
     pub(super) forecast_kept: Moment,
     pub(super) pruned: Option<Moment>,
     pub(super) turn: usize,
 }
 
+/// What is known of a machine's controller.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Controller {
+    /// When it was asked last.
+    pub(super) asked: Option<Moment>,
+    /// Since when something is wrong with it, and what.
+    pub(super) ails: Option<(Moment, String)>,
+}
+
 impl Acting {
-    /// Completes what was seen by what controllers of sleeping machines said a while ago.
+    /// Completes what was seen by what controllers of sleeping machines said a while ago, and notes
+    /// how the controllers are.
     pub(super) fn remember(
         &mut self,
-        mut seen: Vec<Option<look::Seen>>,
+        looked: Vec<Option<look::Looked>>,
+        units: &[Unit],
         targets: &[Target],
         now: Moment,
     ) -> Vec<Option<look::Seen>> {
-        for (at, one) in seen.iter_mut().enumerate() {
-            let Some(one) = one else { continue };
-            match one.reading {
+        let mut all = Vec::with_capacity(looked.len());
+        for (at, one) in looked.into_iter().enumerate() {
+            let Some(look::Looked {
+                mut seen,
+                controller,
+            }) = one
+            else {
+                all.push(None);
+                continue;
+            };
+            match seen.reading {
                 Some(reading) => self.asked[at] = Some((now, reading)),
-                None if targets[at].driver.is_none() && !one.answers => {
-                    one.reading = self.asked[at].map(|(_, reading)| reading);
+                None if targets[at].driver.is_none() && !seen.answers => {
+                    seen.reading = self.asked[at].map(|(_, reading)| reading);
                 }
-                None => {}
+                // It did not answer, or need not say more than the node.
+                None => self.asked[at] = None,
             }
+            if let Some(result) = controller {
+                let known = &mut self.controllers[at];
+                known.asked = Some(now);
+                let before = known.ails.take();
+                known.ails = result.err().map(|error| {
+                    if before.is_none() {
+                        let machine = &units[at].switchable.name;
+                        tracing::warn!(machine, error, "something is wrong with its controller");
+                    }
+                    (before.map_or(now, |(since, _)| since), error)
+                });
+            }
+            all.push(Some(seen));
         }
-        seen
+        all
     }
 
     pub(super) fn note_demand(
@@ -133,6 +171,9 @@ impl Acting {
         });
         let (plan, memory) = planned.await.map_err(|_| TickError::Planner)?;
         self.memory = memory;
+        for (at, known) in self.known.iter_mut().enumerate() {
+            known.lasting = self.memory.lasting(MachineIndex(at as u32));
+        }
         Ok(plan)
     }
 
@@ -144,6 +185,9 @@ impl Acting {
         store: &Arc<dyn Store>,
         now: Moment,
     ) -> Result<(), TickError> {
+        self.knowledge
+            .save_memory(held, base, &self.memory, now)
+            .await?;
         if now.since(self.forecast_kept) >= KEEP_FORECAST {
             self.knowledge
                 .save_forecast(held, base, &self.forecast)
@@ -159,26 +203,57 @@ impl Acting {
     }
 }
 
-/// Whom to look at, and whose controller to ask: those that sleep are asked now and then.
+/// Whom to look at, and whose controller to ask: those that sleep are asked now and then, and those that
+/// are on, some in each tick, whether they would do what they are told.
 pub(super) fn look_at(
     units: &[Unit],
     known: &[Known],
     asked: &[Option<(Moment, Reading)>],
+    controllers: &[Controller],
     now: Moment,
 ) -> Vec<Target> {
+    let mut checks = 0;
     let all = units.iter().enumerate();
     all.map(|(at, unit)| {
-        let lately = asked[at].is_some_and(|(when, reading)| {
-            reading == Reading::Off && now.since(when) < ASK_SLEEPERS
-        });
+        let ago = controllers[at].asked.map(|when| now.since(when));
+        let sure = asked[at].is_none_or(|(_, reading)| reading == Reading::Off);
+        let lately = sure && ago.is_some_and(|ago| ago < ASK_SLEEPERS);
         let asleep = known[at].power == Power::Off;
+        let due = known[at].power == Power::On && ago.is_none_or(|ago| ago >= CHECK);
+        let check = due && checks < CHECKS;
+        checks += usize::from(check);
         let driver = unit.switchable.drivers.first();
         Target {
             node: unit.node.clone(),
             driver: driver.filter(|_| !(lately && asleep)).cloned(),
+            given: unit.node.is_none() && unit.switchable.drivers.is_empty(),
+            check,
         }
     })
     .collect()
+}
+
+/// What is wrong with controllers, for people. While it is tried to switch a machine, that says it.
+pub(super) fn ailments<'a>(
+    units: &'a [Unit],
+    controllers: &'a [Controller],
+    now: Moment,
+) -> impl Iterator<Item = (&'a str, String)> {
+    units
+        .iter()
+        .zip(controllers)
+        .filter_map(move |(unit, one)| {
+            let (since, error) = one.ails.as_ref()?;
+            let ago = now.since(*since);
+            let long = match ago {
+                Span::ZERO => String::new(),
+                _ => format!(" for {ago}"),
+            };
+            Some((
+                unit.switchable.name.as_str(),
+                format!("its controller{long}: {error}"),
+            ))
+        })
 }
 
 pub(super) async fn read(source: &dyn Source) -> Result<Demand, SourceError> {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     inventory::{Inventory, MachineIndex, Power, SetIndex, Workload},
-    moment::Moment,
+    moment::{Moment, Span},
     power::{
         Reading,
         transition::{Intent, Wanted},
@@ -55,11 +55,21 @@ pub(super) fn power(
     (power, now)
 }
 
-/// Notes in `known` what was seen of a machine.
+/// A controller that says for so long that a machine is off, whenever it is asked, is believed.
+const BELIEVED: Span = Span::minutes(10);
+
+/// Notes in `known` what was seen of a machine. That its node has answered is forgotten when we switched
+/// it off, or when somebody else did and all agree for a while: a controller that says `off` once may
+/// not make anybody believe that a silent node never carried work.
 pub(super) fn note(known: &mut Known, intent: Option<&Intent>, seen: Option<&Seen>, now: Moment) {
     let (power, since) = power(known, intent, seen, now);
-    if power != Power::On && power != Power::Stopping {
-        known.answered = false;
+    match seen.map(|one| (one.answers, one.reading)) {
+        Some((false, Some(Reading::Off))) => {
+            let off_since = *known.off_since.get_or_insert(now);
+            known.answered &= now.since(off_since) < BELIEVED;
+        }
+        Some(_) => known.off_since = None,
+        None => {}
     }
     if power == Power::Off {
         known.draining = false;
@@ -200,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_new_each_time_its_machine_is_switched_on() {
+    fn that_a_node_has_answered_is_forgotten_when_its_machine_is_surely_off() {
         let mut known = Known::new(BootTimes::expecting(Span(60)), Moment(0));
         let on = Seen {
             answers: true,
@@ -219,6 +229,15 @@ mod tests {
             reading: Some(Reading::Off),
         };
         note(&mut known, None, Some(&off), NOW);
-        assert!(!known.answered && known.power == Power::Off);
+        assert!(known.answered && known.power == Power::Off, "said once");
+        note(&mut known, None, Some(&silent), NOW.plus(Span(300)));
+        assert!(known.answered && known.power == Power::On, "and taken back");
+        for minute in 0..10 {
+            let now = NOW.plus(Span::minutes(10 + minute));
+            note(&mut known, None, Some(&off), now);
+            assert!(known.answered);
+        }
+        note(&mut known, None, Some(&off), NOW.plus(Span::minutes(20)));
+        assert!(!known.answered, "somebody has switched it off");
     }
 }

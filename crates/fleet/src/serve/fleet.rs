@@ -1,7 +1,7 @@
 //! A fleet that is looked after: one tick after the other.
 
 use super::{
-    acting::{self, Acting},
+    acting::{self, Acting, Controller},
     assemble::{self, Parts, Since},
     counts::{Counted, Counts},
     hands::Hands,
@@ -18,7 +18,7 @@ use crate::{
     explain::History,
     inventory::{GroupIndex, Inventory, Power},
     moment::{Moment, Span},
-    planner::{Memory, Plan},
+    planner::Plan,
     policy::Policy,
     power::{
         drivers::open,
@@ -41,6 +41,8 @@ use store::{Store, StoreError};
 
 /// Whoever did not look for so long does not know how long something took.
 const WATCHED: Span = Span(60);
+/// No more controllers with which something is wrong are named in the status.
+const MOST_NAMED: u64 = 20;
 /// How long a tick waits for what it set going; the rest goes on after it.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -212,7 +214,8 @@ impl Fleet {
 
     async fn begin(&self, leadership: Leadership, now: Moment) -> Result<Acting, TickError> {
         let mut knowledge = Knowledge::new(self.store.clone());
-        let known = knowledge.load(&self.base, now).await?;
+        let mut known = knowledge.load(&self.base, now).await?;
+        let memory = knowledge.load_memory(&self.base, &mut known, now).await?;
         let forecast = knowledge.load_forecast(&self.base).await?;
         let executor = Executor::new(
             self.journal.clone(),
@@ -234,7 +237,7 @@ impl Fleet {
             known,
             knowledge,
             forecast: Arc::new(forecast),
-            memory: Memory::default(),
+            memory,
             history: History::new(self.store.clone()),
             recorder: Recorder::new(self.store.clone()),
             since: Since::default(),
@@ -243,6 +246,7 @@ impl Fleet {
             targets,
             last: None,
             asked: vec![None; self.units.len()],
+            controllers: vec![Controller::default(); self.units.len()],
             forecast_kept: now,
             pruned: None,
             turn: 0,
@@ -292,21 +296,29 @@ impl Fleet {
         let held = acting.leadership.held();
         let mut trouble: Vec<String> = Vec::new();
 
-        let targets = acting::look_at(&self.units, &acting.known, &acting.asked, now);
-        let (seen, demand, intents) = tokio::join!(
+        let targets = acting::look_at(
+            &self.units,
+            &acting.known,
+            &acting.asked,
+            &acting.controllers,
+            now,
+        );
+        let (looked, demand, intents) = tokio::join!(
             look::look(&targets, acting.turn),
             acting::read(self.source.as_ref()),
             acting::intents(&self.journal),
         );
         let intents = intents?;
         acting.turn = acting.turn.wrapping_add(97);
-        let seen = acting.remember(seen, &targets, now);
+        let seen = acting.remember(looked, &self.units, &targets, now);
         let demand =
             acting.note_demand(demand, self.source.moves_work(), self.shared.counts(), now);
 
         let watched = acting.last.is_some_and(|last| now.since(last) <= WATCHED);
         for (at, unit) in self.units.iter().enumerate() {
             let known = &mut acting.known[at];
+            // Whoever looked last before something was sent may have seen more.
+            known.answered |= unit.answered.load(Relaxed);
             let intent = intents.get(&unit.switchable.name);
             if let Some(intent) = intent
                 && let Some(outcome) = known.settle(intent, watched, self.policy.recheck, now)
@@ -388,6 +400,7 @@ impl Fleet {
             }
             trouble.extend(carried.trouble);
             trouble.extend(Hands::forget_sleepers(&inventory, &self.foreign, source).await);
+            trouble.extend(Hands::mark_sleepers(&inventory, &self.foreign, source, now).await);
             let open = acting::intents_under_way(&self.journal, &self.units).await?;
             acting.hands.start(&self.units, &open, now);
             acting.hands.drive(tokio::time::sleep(SETTLE)).await;
@@ -516,6 +529,24 @@ impl Fleet {
             })
             .collect();
         status.trouble = trouble;
+        for (machine, ailment) in acting::ailments(&self.units, &acting.controllers, now) {
+            status.controllers_failing += 1;
+            if status.controllers_failing <= MOST_NAMED {
+                status.trouble.push(format!("{machine}: {ailment}"));
+            }
+            let known = view.troubles.entry(machine.to_owned());
+            known.or_insert(ailment);
+        }
+        if let Some(more) = status
+            .controllers_failing
+            .checked_sub(MOST_NAMED)
+            .filter(|more| *more > 0)
+        {
+            let more = format!(
+                "{more} more controllers: `atoll fleet explain` says what is wrong with each"
+            );
+            status.trouble.push(more);
+        }
         view.show(inventory, plan, now);
         self.shared.publish(view);
     }

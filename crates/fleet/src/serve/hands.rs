@@ -6,7 +6,7 @@ use super::{
     source::Source,
 };
 use crate::{
-    inventory::{Inventory, Power, Role},
+    inventory::{Inventory, Machine, Power, Role},
     moment::Moment,
     planner::{Action, Plan},
     power::{
@@ -163,6 +163,33 @@ impl Hands {
             })
             .collect()
             .await
+    }
+
+    /// Says of the nodes of all other machines whether they sleep on purpose. On its way to being on or
+    /// off a machine's node stays as it is marked. Returns what went wrong, for people.
+    pub(super) async fn mark_sleepers(
+        inventory: &Inventory,
+        foreign: &[bool],
+        source: &dyn Source,
+        now: Moment,
+    ) -> Vec<String> {
+        let asleep = |machine: &Machine| match machine.power {
+            // Its node is forgotten.
+            Power::Off | Power::Suspended if foreign[machine.group.at()] => None,
+            Power::Off | Power::Suspended => Some(true),
+            Power::On => Some(false),
+            Power::Waking | Power::Stopping => None,
+        };
+        let machines = inventory.machines().iter();
+        let marks: Vec<(&str, bool)> = machines
+            .filter_map(|one| Some((one.name.as_str(), asleep(one)?)))
+            .collect();
+        let failed = source.mark(&marks, now).await.into_iter();
+        failed
+            .map(|(name, error)| {
+                format!("{name}: its node does not say whether it sleeps: {error}")
+            })
+            .collect()
     }
 
     /// Whether machines wait for their turn to wake.

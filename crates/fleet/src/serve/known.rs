@@ -5,6 +5,7 @@ use crate::{
     forecast::{Forecast, GroupForecast},
     inventory::{GroupIndex, Inventory, Power},
     moment::{Moment, Span},
+    planner::{Lasting, Memory},
     power::transition::{Intent, Outcome, Wanted},
 };
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,13 @@ use store::{Collection, Condition, MAX_OPERATIONS, Operation, Store, StoreError,
 
 const MACHINES: &str = "fleet/machines";
 const FORECASTS: &str = "fleet/forecast";
+const PLANNER: &str = "fleet/planner";
+/// The one record of what the planner remembers besides machines.
+const MEMORY: &str = "memory";
+/// That somebody planned is written down so often.
+const SAY_SO: Span = Span::minutes(1);
+/// If nobody planned for so long, what the planner remembers counts no more.
+const FORGOTTEN: Span = Span::hours(1);
 
 /// A machine that did not come up is left alone for so long, twice as long each time.
 const QUARANTINE: Span = Span::minutes(10);
@@ -45,6 +53,13 @@ pub(super) struct Known {
     pub(super) boot: BootTimes,
     /// The last intent whose end was taken note of.
     pub(super) settled: Option<(Wanted, Moment)>,
+    /// Since when its controller has said that it is off, each time that it was asked, with its node
+    /// silent all the time.
+    #[serde(default, skip_serializing)]
+    pub(super) off_since: Option<Moment>,
+    /// What the planner remembers of it.
+    #[serde(default)]
+    pub(super) lasting: Lasting,
 }
 
 impl Known {
@@ -61,6 +76,8 @@ impl Known {
             refused_until: None,
             boot,
             settled: None,
+            off_since: None,
+            lasting: Lasting::default(),
         }
     }
 
@@ -80,6 +97,7 @@ impl Known {
         self.settled = Some(mark);
         match (outcome, intent.wanted) {
             (Outcome::Done, Wanted::On) => {
+                self.answered = true;
                 self.missed = 0;
                 self.quarantined_until = None;
                 // A machine that was on already says nothing about boots.
@@ -87,7 +105,11 @@ impl Known {
                     self.boot.learn(now.since(intent.since));
                 }
             }
-            (Outcome::Done, Wanted::Off) => self.refused_until = None,
+            (Outcome::Done, Wanted::Off) => {
+                self.refused_until = None;
+                // It was we who switched it off: what it carried before is gone.
+                self.answered &= intent.sent.is_none();
+            }
             (Outcome::NeverCame, _) => {
                 self.boot.learn_failure();
                 let doublings = self.missed.min(DOUBLINGS);
@@ -108,12 +130,24 @@ impl Known {
     }
 }
 
+/// What the planner remembers besides machines, and when it planned last.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    at: Moment,
+    /// When a machine was woken last.
+    woken: Option<Moment>,
+    /// Since when groups have had more load than the policy allows, by their names.
+    loaded_since: HashMap<String, Moment>,
+}
+
 /// What is known of all machines, in their order, as it is in the store.
 pub(super) struct Knowledge {
     store: Arc<dyn Store>,
     records: Collection<Known>,
     forecasts: Collection<GroupForecast>,
+    planner: Collection<Kept>,
     written: Vec<Option<Known>>,
+    kept: Kept,
 }
 
 impl Knowledge {
@@ -121,8 +155,10 @@ impl Knowledge {
         Self {
             records: Collection::new(store.clone(), MACHINES),
             forecasts: Collection::new(store.clone(), FORECASTS),
+            planner: Collection::new(store.clone(), PLANNER),
             store,
             written: Vec::new(),
+            kept: Kept::default(),
         }
     }
 
@@ -177,6 +213,76 @@ impl Knowledge {
             }
         }
         Ok(true)
+    }
+
+    /// Reads what the planner remembered. The time in which nobody planned does not count: what was
+    /// so for five minutes before it has been so for five minutes.
+    pub(super) async fn load_memory(
+        &mut self,
+        fleet: &Inventory,
+        known: &mut [Known],
+        now: Moment,
+    ) -> Result<Memory, StoreError> {
+        self.kept = match self.planner.get(MEMORY).await {
+            Ok(stored) => stored.map(|one| one.record).unwrap_or_default(),
+            Err(StoreError::Record { .. }) => Kept::default(),
+            Err(error) => return Err(error),
+        };
+        let away = now.since(self.kept.at);
+        // It may have been said a minute before the last plan was made.
+        let missed = Span(SAY_SO.0 * 2);
+        let later = |since: Option<Moment>| {
+            let since = since.filter(|_| away < FORGOTTEN)?;
+            Some(if away > missed {
+                since.plus(away)
+            } else {
+                since
+            })
+        };
+        for one in known.iter_mut() {
+            one.lasting.unneeded_since = later(one.lasting.unneeded_since);
+            one.lasting.unready_since = later(one.lasting.unready_since);
+        }
+        let groups = fleet.groups().iter();
+        let loaded = groups.map(|group| later(self.kept.loaded_since.get(&group.name).copied()));
+        let lasting = known.iter().map(|one| one.lasting);
+        Ok(Memory::lasting_on(
+            lasting,
+            now,
+            self.kept.woken,
+            loaded.collect(),
+        ))
+    }
+
+    /// Writes what the planner remembers besides machines, if it has changed or was not written for a
+    /// while.
+    pub(super) async fn save_memory(
+        &mut self,
+        leader: &Condition,
+        fleet: &Inventory,
+        memory: &Memory,
+        now: Moment,
+    ) -> Result<(), StoreError> {
+        let groups = fleet.groups().iter().zip(memory.loaded_since());
+        let kept = Kept {
+            at: self.kept.at,
+            woken: memory.woken(),
+            loaded_since: groups
+                .filter_map(|(group, since)| Some((group.name.clone(), (*since)?)))
+                .collect(),
+        };
+        if kept == self.kept && now.since(kept.at) < SAY_SO {
+            return Ok(());
+        }
+        let kept = Kept { at: now, ..kept };
+        let transaction = Transaction {
+            conditions: vec![leader.clone()],
+            then: vec![self.planner.put(MEMORY, &kept)?],
+        };
+        if self.store.transact(transaction).await?.committed() {
+            self.kept = kept;
+        }
+        Ok(())
     }
 
     /// Reads what was learnt of demand, group by group.

@@ -3,7 +3,7 @@
 use super::source::Source;
 use crate::{
     config::NodeEntry,
-    power::{NodeLook, PowerDriver, Reading, Sight, drivers::TcpLook},
+    power::{NodeLook, PowerDriver, PowerError, Reading, Sight, drivers::TcpLook},
 };
 use futures::{StreamExt, stream};
 use std::{
@@ -81,16 +81,28 @@ pub(super) struct Seen {
     pub(super) reading: Option<Reading>,
 }
 
+/// What a look at a machine brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Looked {
+    pub(super) seen: Seen,
+    /// What is wrong with its controller; absent if that was not asked.
+    pub(super) controller: Option<Result<(), String>>,
+}
+
 /// One machine to look at.
 pub(super) struct Target {
     pub(super) node: Option<String>,
     /// Absent if the controller need not be asked.
     pub(super) driver: Option<Arc<dyn PowerDriver>>,
+    /// Whether there is nobody to ask about it: it is on, as the configuration says of base machines.
+    pub(super) given: bool,
+    /// Whether the controller is asked even if the node answers, to see whether it still would.
+    pub(super) check: bool,
 }
 
 /// Looks at all machines, many at a time. `None` for those that there was no time for. A node that
-/// answers is on, so its controller is not asked.
-pub(super) async fn look(targets: &[Target], first: usize) -> Vec<Option<Seen>> {
+/// answers is on, so its controller is asked now and then only, and not believed.
+pub(super) async fn look(targets: &[Target], first: usize) -> Vec<Option<Looked>> {
     let found = Mutex::new(vec![None; targets.len()]);
     let order = (0..targets.len()).map(|at| (at + first) % targets.len());
     let all = stream::iter(order).for_each_concurrent(TOGETHER, |at| {
@@ -105,19 +117,30 @@ pub(super) async fn look(targets: &[Target], first: usize) -> Vec<Option<Seen>> 
     found.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn look_at(target: &Target) -> Seen {
+async fn look_at(target: &Target) -> Looked {
     let answers = match &target.node {
         Some(address) => TcpLook::new(address.clone(), None).look().await.answers,
-        None => false,
+        None => target.given,
     };
-    let reading = match &target.driver {
-        Some(driver) if !answers => match tokio::time::timeout(READING, driver.read()).await {
-            Ok(Ok(reading)) => Some(reading),
-            Ok(Err(_)) | Err(_) => None,
-        },
+    let said = match &target.driver {
+        Some(driver) if !answers || target.check => {
+            let said = tokio::time::timeout(READING, driver.read()).await;
+            Some(said.unwrap_or(Err(PowerError::TimedOut(READING))))
+        }
         _ => None,
     };
-    Seen { answers, reading }
+    let controller = said.as_ref().map(|said| match said {
+        Ok(Reading::Off) if answers => {
+            Err("says that it is off, though its node answers".to_owned())
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    });
+    let reading = said.and_then(Result::ok).filter(|_| !answers);
+    Looked {
+        seen: Seen { answers, reading },
+        controller,
+    }
 }
 
 #[cfg(test)]

@@ -99,6 +99,9 @@ fn show_fleet(text: &mut Text, view: &View) {
         let used = u8::from(group.forecast_used);
         text.value("atoll_fleet_forecast_used", &[("group", &group.name)], used);
     }
+    let help = "Machines with whose controllers something is wrong.";
+    let failing = status.controllers_failing;
+    text.single("atoll_fleet_controllers_failing", "gauge", help, failing);
     let at = status.at.map_or(0, |at| at.0);
     let help = "When the fleet was looked at last.";
     text.single("atoll_fleet_last_tick_seconds", "gauge", help, at);

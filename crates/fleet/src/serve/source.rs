@@ -3,6 +3,7 @@
 use crate::{
     amount::Amount,
     inventory::{Moving, Set},
+    moment::Moment,
 };
 use std::collections::BTreeMap;
 
@@ -45,6 +46,12 @@ pub trait Source: Send + Sync {
     /// When it could not be done.
     async fn forget(&self, _machine: &str) -> Result<(), SourceError> {
         Ok(())
+    }
+
+    /// Says of the nodes of machines whether those sleep on purpose, so that nobody takes them for
+    /// broken ones. Safe to repeat. Returns what went wrong, by machine.
+    async fn mark(&self, _asleep: &[(&str, bool)], _now: Moment) -> Vec<(String, SourceError)> {
+        Vec::new()
     }
 
     /// Asks for a workload to be moved away from where it runs. Safe to repeat.

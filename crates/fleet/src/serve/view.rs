@@ -52,7 +52,10 @@ pub struct Status {
     pub under_way: Vec<UnderWay>,
     /// Groups and their forecasts.
     pub groups: Vec<GroupStatus>,
-    /// What went wrong in the last tick, for people.
+    /// With how many machines' controllers something is wrong, whether they are needed now or not.
+    #[serde(default)]
+    pub controllers_failing: u64,
+    /// What went wrong in the last tick, and what is wrong with controllers, for people.
     pub trouble: Vec<String>,
 }
 

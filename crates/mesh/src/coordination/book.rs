@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use subtle::ConstantTimeEq;
 
 use super::identity::{Identity, IdentityKey, Signed};
 use super::message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
 use super::record::{Entry, NodeRecord, Voucher, label, overlay_v4, overlay_v6};
-use super::token::{NewToken, Token, TokenStatus, digest, digest_of_text, show_id};
+use super::token::{NewToken, Token, TokenStatus, show_id, signer};
+use crate::key::PublicKey;
 use crate::policy::{Mistake, Policy};
 
 /// How far a node's clock may be from the coordinator's.
@@ -153,6 +153,8 @@ pub struct MemberStatus {
     pub wireguard: crate::PublicKey,
     /// Where it says that it can be reached.
     pub endpoints: Vec<std::net::SocketAddr>,
+    /// The services that it says it is not ready to give.
+    pub unready: BTreeSet<String>,
     /// The token that it joined with.
     pub token: String,
     /// When it was last heard of, in milliseconds since 1970, if it was since the coordinator started.
@@ -169,6 +171,8 @@ pub struct Book {
     head: Head,
     nodes: BTreeMap<IdentityKey, Node>,
     names: BTreeMap<String, IdentityKey>,
+    /// Whose tunnels have which key.
+    keys: BTreeMap<PublicKey, IdentityKey>,
     revoked: BTreeSet<IdentityKey>,
     tokens: BTreeMap<String, TokenStatus>,
     policy: Option<String>,
@@ -188,6 +192,7 @@ impl Book {
             head: Head::default(),
             nodes: BTreeMap::new(),
             names: BTreeMap::new(),
+            keys: BTreeMap::new(),
             revoked: BTreeSet::new(),
             tokens: BTreeMap::new(),
             policy: None,
@@ -195,6 +200,14 @@ impl Book {
             seen: BTreeMap::new(),
             frames: BTreeMap::new(),
         }
+    }
+
+    /// Takes along what another book of the same coordinator remembers only while it runs: when it heard of whom.
+    pub fn remember(&mut self, before: &Self) {
+        self.started_ms = before.started_ms;
+        let seen = before.seen.iter();
+        let here = seen.filter(|(identity, _)| self.nodes.contains_key(identity));
+        self.seen = here.map(|(identity, seen)| (*identity, *seen)).collect();
     }
 
     /// The coordinator's key.
@@ -241,6 +254,10 @@ impl Book {
                 let voucher = member.entry.voucher.verify(&self.public).ok()?;
                 let record = member.entry.record.verify(&identity).ok()?;
                 self.names.insert(voucher.name.clone(), identity);
+                if let Some(old) = self.nodes.get(&identity) {
+                    self.keys.remove(&old.record.wireguard);
+                }
+                self.keys.insert(record.wireguard, identity);
                 let node = Node {
                     member,
                     voucher,
@@ -265,6 +282,7 @@ impl Book {
                 let identity = id.parse().ok()?;
                 if let Some(node) = self.nodes.remove(&identity) {
                     self.names.remove(&node.voucher.name);
+                    self.keys.remove(&node.record.wireguard);
                 }
                 self.seen.remove(&identity);
             }
@@ -320,7 +338,7 @@ impl Book {
             .ok_or_else(|| Refusal::Invalid("the address is missing or too long".to_owned()))?;
         let status = TokenStatus {
             id: token.id.clone(),
-            digest: digest(&secret),
+            key: signer(&secret).public(),
             allows,
             expires_ms: now_ms.saturating_add(seconds * 1000),
             uses: 0,
@@ -370,8 +388,9 @@ impl Book {
             return Err(Refusal::Revoked);
         }
         let token = self.tokens.get(&request.token).ok_or(Refusal::Token)?;
-        let shown = digest_of_text(&request.secret).ok_or(Refusal::Token)?;
-        if !bool::from(shown.as_bytes().ct_eq(token.digest.as_bytes())) {
+        let shown = request.admission.verify(&token.key);
+        let shown = shown.map_err(|_| Refusal::Token)?;
+        if shown.token != token.id || shown.identity != identity {
             return Err(Refusal::Token);
         }
         let known = self.nodes.get(&identity);
@@ -398,6 +417,7 @@ impl Book {
         if known.is_some_and(|node| node.record.epoch > record.epoch) {
             return Err(Refusal::Replayed);
         }
+        self.own_key(&record)?;
         let number = match known {
             Some(node) => node.voucher.number,
             None => self.free_number().ok_or(Refusal::Full)?,
@@ -481,6 +501,7 @@ impl Book {
         if said.epoch <= node.record.epoch {
             return Err(Refusal::Replayed);
         }
+        self.own_key(&said)?;
         let mut member = node.member.clone();
         member.entry.record = record.clone();
         let writes = vec![put(node_key(&said.identity), &member)];
@@ -488,6 +509,16 @@ impl Book {
             answer: (),
             writes: self.change(Subject::Node(said.identity), self.head.number, writes),
         })
+    }
+
+    /// A node that names another's key would take the tunnel to that one away from everybody.
+    fn own_key(&self, record: &NodeRecord) -> Result<(), Refusal> {
+        let owner = self.keys.get(&record.wireguard);
+        if owner.is_some_and(|owner| *owner != record.identity) {
+            let cause = "another node's tunnels have this key";
+            return Err(Refusal::Invalid(cause.to_owned()));
+        }
+        Ok(())
     }
 
     fn member(&self, identity: &IdentityKey) -> Result<&Node, Refusal> {
@@ -578,14 +609,15 @@ impl Book {
         if asked.at_ms <= seen.at_ms {
             return Err(Refusal::Replayed);
         }
+        // Not noted: it may be asked again once this book was read anew.
+        if asked.cursor > self.head.seq {
+            return Err(Refusal::Ahead);
+        }
         *seen = Seen {
             at_ms: asked.at_ms,
             now_ms,
             served: seen.served || asked.cursor > 0,
         };
-        if asked.cursor > self.head.seq {
-            return Err(Refusal::Ahead);
-        }
         Ok(asked)
     }
 
@@ -665,6 +697,7 @@ impl Book {
             voucher: node.voucher.clone(),
             wireguard: node.record.wireguard,
             endpoints: node.record.endpoints.clone(),
+            unready: node.record.unready.clone(),
             token: node.member.token.clone(),
             seen_ms: self
                 .seen

@@ -4,14 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{IdentityKey, Purpose, Signed};
 use super::record::{Entry, NodeRecord, Voucher};
+use super::token::Admission;
 
 /// A machine asks to become a node. Repeating it makes no second one.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JoinRequest {
     /// The token's public part.
     pub token: String,
-    /// Its secret part.
-    pub secret: String,
+    /// That who asks holds it.
+    pub admission: Signed<Admission>,
     /// Who asks.
     pub record: Signed<NodeRecord>,
 }

@@ -11,6 +11,8 @@ use crate::prefix::Prefix;
 
 /// The most endpoints that a node may name.
 pub(super) const MOST_ENDPOINTS: usize = 16;
+/// The most services that it may say something of.
+pub(crate) const MOST_SERVICES: usize = 64;
 
 /// What a node says of itself, signed by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,9 @@ pub struct NodeRecord {
     pub wireguard: PublicKey,
     /// Where it may be reached.
     pub endpoints: Vec<SocketAddr>,
+    /// The services that it is not ready to give, though policy says that it is one of those who do.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unready: BTreeSet<String>,
 }
 
 impl Purpose for NodeRecord {
@@ -33,7 +38,10 @@ impl Purpose for NodeRecord {
 
 impl NodeRecord {
     pub(super) fn bounded(&self) -> bool {
-        self.endpoints.len() <= MOST_ENDPOINTS && self.name.len() <= 255
+        self.endpoints.len() <= MOST_ENDPOINTS
+            && self.name.len() <= 255
+            && self.unready.len() <= MOST_SERVICES
+            && self.unready.iter().all(|service| service.len() <= 63)
     }
 }
 

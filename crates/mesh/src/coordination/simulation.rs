@@ -26,7 +26,7 @@ pub(super) struct Station {
     pub(super) wireguard: PrivateKey,
     pub(super) view: View,
     pub(super) name: String,
-    epoch: u64,
+    pub(super) epoch: u64,
     clock_ms: u64,
     seed: u8,
 }
@@ -51,6 +51,7 @@ impl Station {
             name: "node".to_owned(),
             wireguard: self.wireguard.public(),
             endpoints: vec![SocketAddr::from(([192, 0, 2, self.seed], 51820))],
+            unready: Default::default(),
         }
     }
 
@@ -61,7 +62,7 @@ impl Station {
     pub(super) fn request(&self, token: &Token) -> JoinRequest {
         JoinRequest {
             token: token.id.clone(),
-            secret: token.secret(),
+            admission: token.admission(self.identity.public()),
             record: self.record(),
         }
     }

@@ -1,5 +1,8 @@
 //! The book and the view, step by step.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use super::simulation::{NOW, Station, write};
 use super::*;
 
@@ -52,8 +55,15 @@ fn a_token_survives_text_and_its_secret_is_nowhere_else() {
         panic!("a token is written");
     };
     let kept = String::from_utf8(kept.clone()).unwrap();
-    assert!(!kept.contains(&token.secret()), "{kept}");
-    assert!(!format!("{token:?}").contains(&token.secret()));
+    let secret = URL_SAFE_NO_PAD.encode(token.secret);
+    let digest = ring::digest::digest(&ring::digest::SHA256, &token.secret);
+    for kept in [kept, format!("{token:?}")] {
+        assert!(!kept.contains(&secret), "{kept}");
+        assert!(!kept.contains(&URL_SAFE_NO_PAD.encode(digest)), "{kept}");
+    }
+    // What joining shows is no secret either.
+    let shown = serde_json::to_string(&token.admission(book.key())).unwrap();
+    assert!(!shown.contains(&secret), "{shown}");
     write(&mut book, plan);
     for broken in [
         "",
@@ -90,11 +100,39 @@ fn a_token_for_one_lets_one_in_however_often_it_asks() {
         Refusal::Expired
     );
     let mut wrong = late.clone();
-    wrong.secret = once.secret();
+    wrong.admission = Station::new(3, book.key()).request(&once).admission;
+    assert_eq!(book.join(&wrong, NOW).unwrap_err(), Refusal::Token);
+    // Another's admission, read on its way, is good for nobody else.
+    wrong.admission = Station::new(4, book.key()).request(&many).admission;
     assert_eq!(book.join(&wrong, NOW).unwrap_err(), Refusal::Token);
     let plan = book.remove_token(&many.id).unwrap();
     write(&mut book, plan);
     assert_eq!(book.join(&late, NOW).unwrap_err(), Refusal::Token);
+}
+
+#[test]
+fn a_node_cannot_name_the_key_of_another() {
+    let mut book = book();
+    let many = token(&mut book, reusable());
+    joined(&mut book, 1, &many);
+    let one = Station::new(1, book.key());
+    let mut two = joined(&mut book, 2, &many);
+    two.wireguard = one.wireguard.clone();
+    two.epoch += 1;
+    assert!(matches!(
+        book.update(&two.record()).unwrap_err(),
+        Refusal::Invalid(_)
+    ));
+    let mut three = Station::new(3, book.key());
+    three.wireguard = one.wireguard.clone();
+    assert!(matches!(
+        book.join(&three.request(&many), NOW).unwrap_err(),
+        Refusal::Invalid(_)
+    ));
+    // Once it is free, it is anybody's.
+    let plan = book.revoke(&one.identity.public().to_string()).unwrap();
+    write(&mut book, plan);
+    assert!(book.update(&two.record()).is_ok());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use zeroize::ZeroizeOnDrop;
 
-use super::identity::IdentityKey;
+use super::identity::{Identity, IdentityKey, Purpose, Signed};
 use crate::error::Error;
 
 /// What every token begins with, so that scanners for secrets find it.
@@ -53,9 +53,13 @@ impl Token {
         format!("{MARK}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// What the coordinator is shown.
-    pub fn secret(&self) -> String {
-        URL_SAFE_NO_PAD.encode(self.secret)
+    /// What the coordinator is shown: that who asks holds the token. It is good for this identity alone, so whoever reads it on its
+    /// way joins nobody else with it.
+    pub fn admission(&self, identity: IdentityKey) -> Signed<Admission> {
+        signer(&self.secret).sign(&Admission {
+            token: self.id.clone(),
+            identity,
+        })
     }
 }
 
@@ -63,6 +67,29 @@ impl fmt::Debug for Token {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Token({}, …)", self.id)
     }
+}
+
+/// A token's word for the one who holds it, signed with a key that follows from its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// The token's public part.
+    pub token: String,
+    /// Who holds it.
+    pub identity: IdentityKey,
+}
+
+impl Purpose for Admission {
+    const PURPOSE: &'static str = "admission";
+}
+
+/// The key that a token's secret stands for.
+pub(super) fn signer(secret: &[u8; 16]) -> Identity {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    context.update(b"atoll mesh/1 token\0");
+    context.update(secret);
+    let mut seed = [0; 32];
+    seed.copy_from_slice(context.finish().as_ref());
+    Identity::from_seed(seed)
 }
 
 fn parse_id(id: &str) -> Option<[u8; 8]> {
@@ -122,13 +149,13 @@ pub struct NewToken {
     pub valid_seconds: Option<u64>,
 }
 
-/// What is kept of a token: all but the secret, of which only a digest is there.
+/// What is kept of a token: all but the secret, of which only a public key is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenStatus {
     /// The public part of it.
     pub id: String,
-    /// SHA-256 of the secret, which has 128 random bits.
-    pub(super) digest: String,
+    /// The public half of the key that follows from the secret.
+    pub(super) key: IdentityKey,
     /// What it allows.
     #[serde(flatten)]
     pub allows: NewToken,
@@ -136,17 +163,4 @@ pub struct TokenStatus {
     pub expires_ms: u64,
     /// How many nodes joined with it.
     pub uses: u64,
-}
-
-pub(super) fn digest(secret: &[u8]) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, secret);
-    URL_SAFE_NO_PAD.encode(digest)
-}
-
-/// The digest of what a joiner showed.
-pub(super) fn digest_of_text(secret: &str) -> Option<String> {
-    let bytes = URL_SAFE_NO_PAD
-        .decode(secret.get(..64).unwrap_or(secret))
-        .ok()?;
-    (bytes.len() == 16).then(|| digest(&bytes))
 }

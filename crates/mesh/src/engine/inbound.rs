@@ -10,13 +10,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::paths::Prober;
 use super::peer::Peer;
 use super::signal::{self, Signal};
-use super::statistics::one;
+use super::statistics::{many, one};
 use super::way::{Letter, Way};
 use super::{Shared, gone, read};
 use crate::batch::Batch;
 use crate::crypto::Kind;
 use crate::offload::coalesce::{Coalescer, LONGEST_HEADERS, MOST_PIECES};
 use crate::packet::addresses;
+use crate::policy::Direction;
 use crate::relay::{HEADER, Short, data, marked};
 use crate::tun::Offload;
 use crate::wire::Receiver;
@@ -239,6 +240,7 @@ impl Opening {
             self.replies.clear();
         }
         let mut foreign = 0;
+        let mut denied = 0;
         let mut traffic = false;
         let mut last: Option<(IpAddr, bool)> = None;
         for place in from..self.plain.len() {
@@ -254,8 +256,13 @@ impl Opening {
             };
             last = Some((found.source, own));
             if own {
-                self.coalescer.add(&self.plain, place);
-                traffic = true;
+                let packet = self.plain.get(place).unwrap_or(&[]);
+                if shared.admits(&peer.public_key, Direction::Inbound, packet) {
+                    self.coalescer.add(&self.plain, place);
+                    traffic = true;
+                } else {
+                    denied += 1;
+                }
             } else if found.source == IpAddr::from(signal::ADDRESS)
                 && let Some(signal) = self.plain.get(place).and_then(Signal::read)
             {
@@ -265,6 +272,7 @@ impl Opening {
             }
         }
         peer.count_foreign_source(foreign);
+        many(&shared.counters.denied_inbound, denied);
         if traffic {
             peer.note_traffic();
         }

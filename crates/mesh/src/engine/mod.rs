@@ -2,16 +2,19 @@
 //!
 //! ```text
 //!            outbound thread                                  inbound thread
-//! TUN ─read─► route ─► cut ─► seal ─send─► UDP      UDP ─receive─► open ─► check source ─► join ─write─► TUN
-//!                              │                     │
-//!                              └──── peer's lock ────┤ handshakes, at most 256 waiting
-//!                                        │           ▼
-//!                                        └───── keeper thread: handshakes, timers, keepalives
+//! TUN ─read─► route ─► gate ─► cut ─► seal ─send─► UDP    UDP ─receive─► open ─► check source ─► gate ─► join ─write─► TUN
+//!                                      │                   │
+//!                                      └─── peer's lock ───┤ handshakes, at most 256 waiting
+//!                                              │           ▼
+//!                                              └───── keeper thread: handshakes, timers, keepalives
 //! ```
 //!
 //! One thread reads and writes in each direction, so packets keep their order; sealing in parallel gains little on
 //! machines with few processors and costs order, which TCP pays for. What is expensive and can be asked for by
 //! strangers, the handshakes, has a thread and a bounded queue of its own, so that a flood of them takes no data's place.
+//!
+//! With a [`Gate`] ([`Engine::start_guarded`]), no packet passes in either direction that it does not admit; what engines say to each other inside
+//! sessions never reaches a device and is not asked about.
 //!
 //! Packets go over a way (`way`): to an address, or over a relay. For peers that are probed (`paths`) the keeper asks the path agent ten times a
 //! second and puts what it chose beside the tunnel, so sending reads one field more and nothing else. Relays (`relays`) share the UDP sockets; a
@@ -51,6 +54,7 @@ use crate::clock::Clock;
 use crate::crypto::{Core, SharedCore};
 use crate::error::Error;
 use crate::key::{PresharedKey, PublicKey};
+use crate::policy::{Direction, Gate, Verdict};
 use crate::prefix::Prefix;
 use crate::relay::{LONGEST_TICKET, RelayAddress};
 use crate::tun::Tun;
@@ -113,6 +117,8 @@ struct Shared {
     wire: Wire,
     core: SharedCore,
     clock: Arc<dyn Clock>,
+    /// Asked about every packet; without one, all pass.
+    gate: Option<Arc<dyn Gate>>,
     table: RwLock<Table>,
     counters: Counters,
     relays: Relays,
@@ -126,6 +132,13 @@ struct Shared {
 impl Shared {
     fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether the gate lets a packet pass.
+    fn admits(&self, peer: &PublicKey, direction: Direction, packet: &[u8]) -> bool {
+        self.gate.as_ref().is_none_or(|gate| {
+            gate.admit(peer, direction, packet, self.clock.now()) == Verdict::Admit
+        })
     }
 
     fn stop(&self) {
@@ -156,7 +169,7 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Starts with a device, sockets and a core, and no peers.
+    /// Starts with a device, sockets and a core, and no peers. Whatever comes from a peer's own addresses passes.
     ///
     /// # Errors
     /// A thread cannot be started.
@@ -166,12 +179,37 @@ impl Engine {
         core: Arc<dyn Core>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
+        Self::start_with(tun, wire, core, clock, None)
+    }
+
+    /// The same, but only packets pass that the gate admits, in both directions, from the first on.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start_guarded(
+        tun: Tun,
+        wire: Wire,
+        core: Arc<dyn Core>,
+        clock: Arc<dyn Clock>,
+        gate: Arc<dyn Gate>,
+    ) -> Result<Self, Error> {
+        Self::start_with(tun, wire, core, clock, Some(gate))
+    }
+
+    fn start_with(
+        tun: Tun,
+        wire: Wire,
+        core: Arc<dyn Core>,
+        clock: Arc<dyn Clock>,
+        gate: Option<Arc<dyn Gate>>,
+    ) -> Result<Self, Error> {
         let wake = event()?;
         let shared = Arc::new(Shared {
             tun,
             wire,
             core,
             clock,
+            gate,
             table: RwLock::new(Table::new()),
             counters: Counters::default(),
             relays: Relays::new()?,
@@ -307,6 +345,13 @@ impl Engine {
         }
         state.tunnel.set_keepalive(options.keepalive);
         Ok(())
+    }
+
+    /// Sends a peer that is probed something that only engines see, so that a session is made and the ways are measured. Whether there is
+    /// such a peer.
+    pub fn probe(&self, public_key: &PublicKey) -> bool {
+        let peer = read(&self.shared.table).by_key(public_key);
+        peer.is_some_and(|peer| outbound::probe(&self.shared, &peer))
     }
 
     /// Forgets a peer with its sessions and addresses. Whether it was there.

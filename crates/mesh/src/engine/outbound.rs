@@ -6,6 +6,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::peer::Peer;
 use super::queue::{FlowQueue, flow_of};
+use super::signal::Signal;
 use super::statistics::{many, one};
 use super::{Shared, gone, read};
 use crate::batch::Batch;
@@ -13,6 +14,7 @@ use crate::crypto::padded;
 use crate::offload::segment::segment;
 use crate::offload::{VIRTIO_HEADER, VirtioHeader};
 use crate::packet::addresses;
+use crate::policy::Direction;
 use crate::tun::LARGEST;
 
 /// Packets that are read before the first of them is sent.
@@ -36,6 +38,23 @@ struct Batches {
     framed: Batch,
     /// Whom `plain` is for.
     target: Option<Arc<Peer>>,
+}
+
+/// Asks a peer that is probed for an answer; whether it is one.
+pub(super) fn probe(shared: &Shared, peer: &Peer) -> bool {
+    if peer.lock().paths.is_none() {
+        return false;
+    }
+    let mut batches = Batches {
+        plain: Batch::default(),
+        sealed: Batch::default(),
+        framed: Batch::default(),
+        target: None,
+    };
+    // Nobody waits for the answer to this one: it opens the session, and probes of the agent's follow.
+    batches.plain.push(&Signal::Ask(0).write());
+    batches.send_to(shared, peer);
+    true
 }
 
 impl Outbound {
@@ -145,6 +164,10 @@ impl Batches {
         let Some(peer) = peer else {
             return one(&shared.counters.no_route);
         };
+        // Before it is cut: a packet is judged once, however many it becomes.
+        if !shared.admits(&peer.public_key, Direction::Outbound, packet) {
+            return one(&shared.counters.denied_outbound);
+        }
         if self
             .target
             .as_ref()
@@ -171,6 +194,10 @@ impl Batches {
         if self.plain.is_empty() {
             return;
         }
+        self.send_to(shared, &peer);
+    }
+
+    fn send_to(&mut self, shared: &Shared, peer: &Peer) {
         peer.note_traffic();
         let (way, all) = {
             let mut state = peer.lock();
@@ -183,7 +210,7 @@ impl Batches {
             }
             let result = state.tunnel.seal(&self.plain, &mut self.sealed);
             peer.count_sealed(&result);
-            let all = state.all_ways(shared, &peer, &self.sealed);
+            let all = state.all_ways(shared, peer, &self.sealed);
             (state.way.clone(), all)
         };
         for way in all.iter().flatten() {

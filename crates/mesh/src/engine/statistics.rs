@@ -72,6 +72,10 @@ pub struct EngineStatus {
     pub queue_full: u64,
     /// Packets that the device did not take.
     pub not_delivered: u64,
+    /// Packets from the device that the gate did not admit.
+    pub denied_outbound: u64,
+    /// Packets from peers that the gate did not admit.
+    pub denied_inbound: u64,
 }
 
 /// The same, being counted.
@@ -86,6 +90,8 @@ pub(super) struct Counters {
     pub(super) not_ip: AtomicU64,
     pub(super) queue_full: AtomicU64,
     pub(super) not_delivered: AtomicU64,
+    pub(super) denied_outbound: AtomicU64,
+    pub(super) denied_inbound: AtomicU64,
 }
 
 impl Counters {
@@ -101,6 +107,8 @@ impl Counters {
             not_ip: read(&self.not_ip),
             queue_full: read(&self.queue_full),
             not_delivered: read(&self.not_delivered),
+            denied_outbound: read(&self.denied_outbound),
+            denied_inbound: read(&self.denied_inbound),
         }
     }
 }

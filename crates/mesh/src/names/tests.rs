@@ -22,6 +22,8 @@ ports = ["tcp/80"]
 "corp.example" = ["127.0.0.1"]
 "#;
 
+static READY: BTreeSet<String> = BTreeSet::new();
+
 fn zone() -> Zone {
     let policy = Policy::parse(POLICY).unwrap();
     let tags = |tag: &str| BTreeSet::from([tag.to_owned()]);
@@ -43,6 +45,7 @@ fn zone() -> Zone {
             },
             v4: Ipv4Addr::new(100, 64, 0, *n),
             v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*n)),
+            unready: &READY,
         })
         .collect();
     Zone::new(
@@ -238,5 +241,40 @@ proptest::proptest! {
             assert!(reply.len() >= 12 && reply.len() <= 1232);
             assert_eq!(reply[..2], bytes[..2]);
         }
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_ready_is_left_out_unless_nobody_is() {
+    let policy = Policy::parse(POLICY).unwrap();
+    let (db, ill) = (
+        BTreeSet::from(["db".to_owned()]),
+        BTreeSet::from(["db".to_owned()]),
+    );
+    let node = |n: u8, name, unready| ZoneNode {
+        subject: Subject {
+            name: Some(name),
+            tags: &db,
+        },
+        v4: Ipv4Addr::new(100, 64, 0, n),
+        v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)),
+        unready,
+    };
+    let range = Prefix::new("fd00::".parse().unwrap(), 48);
+    let server = server(Vec::new()).await;
+    for (one, two, expected) in [
+        (&READY, &READY, 2),
+        (&ill, &READY, 1),
+        (&READY, &ill, 1),
+        (&ill, &ill, 2),
+    ] {
+        server.set_zone(Zone::new(
+            &policy,
+            &[node(1, "db-1", one), node(2, "db-2", two)],
+            range,
+            1,
+        ));
+        let answers = dig(&server, "+short db.mesh.internal").await;
+        assert_eq!(answers.lines().count(), expected, "{answers}");
     }
 }

@@ -1,6 +1,6 @@
 //! What the mesh's names mean: a pure function from question to answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use simple_dns::rdata::{A, AAAA, NS, OPT, PTR, RData, SOA, SRV};
@@ -31,6 +31,8 @@ pub struct ZoneNode<'a> {
     pub v4: Ipv4Addr,
     /// Its address.
     pub v6: Ipv6Addr,
+    /// The services that it says it is not ready to give.
+    pub unready: &'a BTreeSet<String>,
 }
 
 /// What becomes of a question.
@@ -63,7 +65,8 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// The names of these nodes and of the policy's services. A service's name is not a node's, whatever a node calls itself.
+    /// The names of these nodes and of the policy's services. A service's name is not a node's, whatever a node calls itself. Nodes that are
+    /// not ready to give a service are left out of it, unless none is.
     pub fn new<'a>(policy: &Policy, nodes: &[ZoneNode<'a>], v6_range: Prefix, serial: u64) -> Self {
         let mut names: HashMap<String, Data> = HashMap::new();
         let mut owners = HashMap::new();
@@ -81,6 +84,10 @@ impl Zone {
                 .iter()
                 .filter(|node| policy.serves(service, node.subject))
                 .collect();
+            let ready = members.iter().filter(|node| !node.unready.contains(name));
+            let ready: Vec<_> = ready.copied().collect();
+            // If none is ready, maybe it is not them who are ill: better all of them than nobody.
+            let members = if ready.is_empty() { members } else { ready };
             let addresses = members.iter().map(|node| (node.v4, node.v6)).collect();
             names.insert(
                 name.clone(),

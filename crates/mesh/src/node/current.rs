@@ -1,27 +1,35 @@
 //! What a view means for one node: its peers, its filter, its names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::coordination::{NodeRecord, Signed, View, Voucher};
-use crate::engine::PeerOptions;
+use crate::engine::{PathOptions, PeerOptions};
 use crate::key::PublicKey;
 use crate::names::{Zone, ZoneNode};
 use crate::policy::{Filter, Policy, Subject};
 use crate::prefix::Prefix;
 
+use super::ServeError;
+
+const TCP: u8 = 6;
+
 /// Somebody with whom something may pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Peer {
     pub(super) name: String,
-    endpoint: Option<SocketAddr>,
+    endpoints: Vec<SocketAddr>,
     allowed: Vec<Prefix>,
 }
 
 impl Peer {
     pub(super) fn options(&self, key: PublicKey) -> PeerOptions {
         PeerOptions {
-            endpoint: self.endpoint,
+            // All nodes run this engine, which tries every way there is.
+            paths: Some(PathOptions {
+                candidates: self.endpoints.clone(),
+                relays: Vec::new(),
+            }),
             ..PeerOptions::new(key, self.allowed.clone())
         }
     }
@@ -33,6 +41,7 @@ pub(super) struct Current {
     pub(super) peers: BTreeMap<PublicKey, Peer>,
     pub(super) filter: Filter,
     pub(super) zone: Zone,
+    pub(super) policy: Policy,
     /// What is still to be said.
     pub(super) said: Option<Signed<NodeRecord>>,
 }
@@ -45,6 +54,24 @@ fn subject(voucher: &Voucher) -> Subject<'_> {
 }
 
 impl Current {
+    /// Whether policy says that the node with this voucher gives the service on this TCP port.
+    pub(super) fn may_serve(
+        &self,
+        me: &Voucher,
+        service: &str,
+        port: u16,
+    ) -> Result<(), ServeError> {
+        let found = self.policy.services().get(service);
+        let found = found.ok_or_else(|| ServeError::Unknown(service.to_owned()))?;
+        if !self.policy.serves(found, subject(me)) {
+            return Err(ServeError::NotOurs(service.to_owned()));
+        }
+        if !found.ports.iter().any(|ports| ports.contains(TCP, port)) {
+            return Err(ServeError::Port(service.to_owned(), port));
+        }
+        Ok(())
+    }
+
     /// What a view means for the node with this voucher. A policy that is not understood allows nothing.
     pub(super) fn of(view: &View, me: &Voucher, v6_range: Prefix) -> Self {
         let policy = match Policy::parse(view.policy().unwrap_or_default()) {
@@ -84,7 +111,14 @@ impl Current {
             .map(|known| {
                 let peer = Peer {
                     name: known.voucher.name.clone(),
-                    endpoint: known.record.endpoints.first().copied(),
+                    // Who is hostile does not make this machine talk to itself.
+                    endpoints: known
+                        .record
+                        .endpoints
+                        .iter()
+                        .filter(|at| !at.ip().is_loopback())
+                        .copied()
+                        .collect(),
                     allowed: vec![
                         Prefix::new(known.voucher.v4.into(), 32),
                         Prefix::new(known.voucher.v6.into(), 128),
@@ -93,12 +127,14 @@ impl Current {
                 (known.record.wireguard, peer)
             })
             .collect();
+        let none = BTreeSet::new();
         let mut nodes: Vec<_> = view
             .nodes()
             .map(|known| ZoneNode {
                 subject: subject(&known.voucher),
                 v4: known.voucher.v4,
                 v6: known.voucher.v6,
+                unready: &known.record.unready,
             })
             .collect();
         if view.node(&me.identity).is_none() {
@@ -106,6 +142,7 @@ impl Current {
                 subject: subject(me),
                 v4: me.v4,
                 v6: me.v6,
+                unready: &none,
             });
         }
         let zone = Zone::new(&policy, &nodes, v6_range, view.cursor());
@@ -113,6 +150,7 @@ impl Current {
             peers,
             filter,
             zone,
+            policy,
             said: None,
         }
     }

@@ -4,7 +4,7 @@
 //! keeps it current for as long as it runs. How the coordinator is reached is the caller's ([`Link`]).
 //!
 //! Both ends of a tunnel compile the policy, and a node that no rule allows anything with is no peer: no handshake, no packet.
-//! What may pass between two that are peers is for the [gate](Node::gate).
+//! What may pass between two that are peers is asked of a [`FilterGate`], packet by packet, at both ends.
 //!
 //! Absent: HTTP; a decision about who may speak to whom ([`crate::policy`]); a data plane that waits for a coordinator.
 
@@ -15,6 +15,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,11 +25,12 @@ use current::Current;
 pub use link::{Heard, Link, LinkError};
 pub use state::{State, StateError};
 pub use status::{NodeStatus, PeerSummary};
+use tokio::sync::Notify;
 
 use crate::clock::SystemClock;
 use crate::coordination::{
-    Applied, JoinRequest, NodeRecord, Signed, Token, View, ViewError, Voucher, WatchRequest,
-    overlay_v6_range,
+    Applied, JoinRequest, MOST_SERVICES, NodeRecord, Signed, Token, View, ViewError, Voucher,
+    WatchRequest, overlay_v6_range,
 };
 use crate::crypto::NoiseCore;
 use crate::engine::Engine;
@@ -88,6 +90,26 @@ pub enum NodeError {
     Device,
 }
 
+/// Why this node cannot give a service.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The policy knows none of that name.
+    #[error("the policy has no service {0:?}")]
+    Unknown(String),
+    /// The policy gives it to others.
+    #[error("the policy does not name this node for the service {0:?}")]
+    NotOurs(String),
+    /// The policy has it on other ports.
+    #[error("the policy does not have the service {0:?} on tcp/{1}")]
+    Port(String, u16),
+    /// There are too many.
+    #[error("this node gives too many services")]
+    TooMany,
+    /// It could not be written down.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
 /// What may change while a node runs.
 #[derive(Debug)]
 struct Live {
@@ -96,6 +118,8 @@ struct Live {
     connected: bool,
     since_ms: u64,
     trouble: Option<String>,
+    /// The services that are ready now.
+    ready: BTreeSet<String>,
 }
 
 /// A node that is up. Dropping it takes it down.
@@ -104,10 +128,15 @@ pub struct Node {
     state: Mutex<State>,
     voucher: Voucher,
     name: String,
+    /// What it asked to be called.
+    wanted: String,
+    endpoints: Vec<SocketAddr>,
     engine: Engine,
     gate: Arc<FilterGate>,
     dns: Server,
     live: Mutex<Live>,
+    /// Something is to be said to the coordinator.
+    news: Notify,
 }
 
 fn now_ms() -> u64 {
@@ -129,7 +158,7 @@ async fn join(
     state.save()?;
     let request = JoinRequest {
         token: token.id.clone(),
-        secret: token.secret(),
+        admission: token.admission(state.identity.public()),
         record: state.identity.sign(&record(state)),
     };
     let mut pause = FIRST_PAUSE;
@@ -147,6 +176,20 @@ async fn join(
     state.voucher = Some(answer.voucher);
     state.save()?;
     Ok(voucher)
+}
+
+/// The device, with both addresses; in containers there is often no IPv6 at all, and the other must do.
+fn device(voucher: &Voucher) -> Result<Tun, Error> {
+    let mut options = TunOptions {
+        addresses: vec![(voucher.v4.into(), 10), (voucher.v6.into(), 48)],
+        ..TunOptions::default()
+    };
+    Tun::create(&options, None).or_else(|error| {
+        options.addresses.pop();
+        let tun = Tun::create(&options, None)?;
+        tracing::warn!("there is no IPv6 inside the mesh here: {error}");
+        Ok(tun)
+    })
 }
 
 fn own(voucher: &Signed<Voucher>, state: &State) -> Option<Voucher> {
@@ -190,6 +233,8 @@ impl Node {
             name: options.name.clone(),
             wireguard: state.wireguard.public(),
             endpoints: endpoints.clone(),
+            // Until somebody says again that they are there.
+            unready: state.served.clone(),
         };
         let view = state.map();
         let voucher = match state.voucher.as_ref().map(|voucher| own(voucher, &state)) {
@@ -215,12 +260,9 @@ impl Node {
 
         let clock = Arc::new(SystemClock);
         let core = NoiseCore::new(&state.wireguard, HANDSHAKES, clock.clone());
-        let tun = TunOptions {
-            addresses: vec![(voucher.v4.into(), 10), (voucher.v6.into(), 48)],
-            ..TunOptions::default()
-        };
-        let tun = Tun::create(&tun, None)?;
-        let engine = Engine::start(tun, wire, Arc::new(core), clock)?;
+        let tun = device(&voucher)?;
+        let gate = Arc::new(FilterGate::closed(Instant::now()));
+        let engine = Engine::start_guarded(tun, wire, Arc::new(core), clock, gate.clone())?;
         let current = Current::of(&view, &voucher, overlay_v6_range(&state.coordinator));
         let at_home = SocketAddr::new(voucher.v4.into(), 53);
         let listen: Vec<_> = std::iter::once(at_home).chain(options.dns).collect();
@@ -235,28 +277,98 @@ impl Node {
             state: Mutex::new(state),
             voucher,
             name,
+            wanted: options.name,
+            endpoints,
             engine,
-            gate: Arc::new(FilterGate::closed(Instant::now())),
+            gate,
             dns,
+            news: Notify::new(),
             live: Mutex::new(Live {
                 view,
                 current,
                 connected: false,
                 since_ms: now_ms(),
                 trouble: None,
+                ready: BTreeSet::new(),
             }),
         };
         node.carry_out(&mut node.live());
-        node.say(record);
+        node.say();
         Ok(node)
     }
 
     /// Keeps what this node says of itself, for `follow` to tell.
-    fn say(&self, record: impl Fn(&State) -> NodeRecord) {
+    fn say(&self) {
+        let mut live = self.live();
         let state = self.state();
-        let said = state.identity.sign(&record(&state));
-        drop(state);
-        self.live().current.said = Some(said);
+        let said = state.identity.sign(&NodeRecord {
+            identity: state.identity.public(),
+            epoch: state.epoch,
+            name: self.wanted.clone(),
+            wireguard: state.wireguard.public(),
+            endpoints: self.endpoints.clone(),
+            unready: state.served.difference(&live.ready).cloned().collect(),
+        });
+        live.current.said = Some(said);
+        self.news.notify_one();
+    }
+
+    /// Says of a service that this node is ready to give it, or is not. Names lead to those that are ready. It is remembered: after a restart
+    /// the node is not ready until this is called again.
+    ///
+    /// # Errors
+    /// Policy does not name this node, the service or the port; or the disk refuses.
+    pub fn set_ready(&self, service: &str, port: u16, ready: bool) -> Result<(), ServeError> {
+        let mut live = self.live();
+        if ready {
+            live.current.may_serve(self.own(&live), service, port)?;
+        }
+        let mut state = self.state();
+        let known = state.served.contains(service);
+        if !known && state.served.len() >= MOST_SERVICES {
+            return Err(ServeError::TooMany);
+        }
+        let changed = if ready {
+            live.ready.insert(service.to_owned())
+        } else {
+            live.ready.remove(service)
+        };
+        if known && !changed {
+            return Ok(());
+        }
+        state.served.insert(service.to_owned());
+        state.epoch += 1;
+        state.save()?;
+        drop((live, state));
+        self.say();
+        Ok(())
+    }
+
+    /// Whether policy lets this node give a service on a TCP port.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn may_serve(&self, service: &str, port: u16) -> Result<(), ServeError> {
+        let live = self.live();
+        live.current.may_serve(self.own(&live), service, port)
+    }
+
+    /// What the coordinator says of this node now, else what it said when it joined.
+    fn own<'a>(&'a self, live: &'a Live) -> &'a Voucher {
+        let known = live.view.node(&self.voucher.identity);
+        known.map_or(&self.voucher, |known| &known.voucher)
+    }
+
+    /// Sends something to a node inside its tunnel, whatever policy lets pass there, so that the time of a round trip is measured; see
+    /// [`PeerSummary::round_trip_us`]. Whether there may be a tunnel.
+    pub fn probe(&self, name: &str) -> bool {
+        let live = self.live();
+        let peer = live
+            .current
+            .peers
+            .iter()
+            .find(|(_, peer)| peer.name == name);
+        peer.is_some_and(|(key, _)| self.engine.probe(key))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -301,12 +413,10 @@ impl Node {
             }
         }
         for (key, peer) in &live.current.peers {
-            let mut options = peer.options(*key);
-            // Where it was heard from last is better than where it said before that it is.
-            if self.engine.peer(key).is_some() && before.peers.get(key) == Some(peer) {
-                options.endpoint = None;
+            if before.peers.get(key) == Some(peer) && self.engine.peer(key).is_some() {
+                continue;
             }
-            if let Err(error) = self.engine.set_peer(&options) {
+            if let Err(error) = self.engine.set_peer(&peer.options(*key)) {
                 tracing::warn!(peer = %peer.name, "cannot reach a node: {error}");
             }
         }
@@ -364,10 +474,20 @@ impl Node {
                 }
                 Ok(()) => {}
             }
-            self.live().current.said = None;
+            // It answers, though it may have nothing to tell for a while.
+            self.heard(None);
+            let mut live = self.live();
+            // Something else may have been said meanwhile.
+            if live.current.said.as_ref() == Some(&record) {
+                live.current.said = None;
+            }
         }
         let (question, at_ms) = self.question();
-        match link.watch(&question).await? {
+        let heard = tokio::select! {
+            heard = link.watch(&question) => heard?,
+            () = self.news.notified() => return Ok(None),
+        };
+        match heard {
             Heard::Nothing => {}
             Heard::Frame(frame) => {
                 let refused = |error: ViewError| LinkError::Refused(error.to_string());
@@ -422,6 +542,8 @@ impl Node {
                 Err(error) => error,
             };
             self.heard(Some(error.to_string()));
+            // Said again at the next attempt: the answer to that comes at once.
+            self.say();
             // Not all at once when it is back: a node's own turn within the pause.
             let turn = u64::from(self.voucher.identity.as_bytes()[0]);
             tokio::time::sleep(pause / 2 + pause * u32::try_from(turn).unwrap_or(0) / 510).await;
@@ -448,10 +570,22 @@ impl Node {
                 handshake_seconds: status
                     .as_ref()
                     .and_then(|status| Some(status.last_handshake?.as_secs())),
+                round_trip_us: status
+                    .as_ref()
+                    .and_then(|status| u64::try_from(status.round_trip?.as_micros()).ok()),
                 received: status.as_ref().map_or(0, |status| status.received_bytes),
                 sent: status.as_ref().map_or(0, |status| status.sent_bytes),
             }
         });
+        let served = self.state().served.clone();
+        let services: BTreeMap<_, _> = served
+            .into_iter()
+            .map(|service| {
+                let ready = live.ready.contains(&service);
+                (service, ready)
+            })
+            .collect();
+        let engine = self.engine.status();
         NodeStatus {
             name: self.name.clone(),
             domain: live.current.zone.domain().to_owned(),
@@ -464,6 +598,9 @@ impl Node {
             connected: live.connected,
             since_ms: live.since_ms,
             trouble: live.trouble.clone(),
+            services,
+            denied_outbound: engine.denied_outbound,
+            denied_inbound: engine.denied_inbound,
             peers: peers.collect(),
         }
     }

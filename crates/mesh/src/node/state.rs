@@ -1,5 +1,6 @@
 //! What a node keeps on disk: `node.json` (who it is) and `map.json` (what it knows).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -53,6 +54,8 @@ struct File {
     port: u16,
     last_ms: u64,
     voucher: Option<Signed<Voucher>>,
+    #[serde(default)]
+    served: BTreeSet<String>,
 }
 
 /// A node's state on disk, held by this process alone.
@@ -76,6 +79,8 @@ pub struct State {
     pub last_ms: u64,
     /// What the coordinator vouches for, once it joined.
     pub voucher: Option<Signed<Voucher>>,
+    /// The services of which it was said that this node gives them: it is not ready to until that is said again.
+    pub served: BTreeSet<String>,
 }
 
 impl State {
@@ -126,6 +131,7 @@ impl State {
                     port: file.port,
                     last_ms: file.last_ms,
                     voucher: file.voucher,
+                    served: file.served,
                 }
             }
             (None, Some((coordinator, url))) => Self {
@@ -139,6 +145,7 @@ impl State {
                 port: 0,
                 last_ms: 0,
                 voucher: None,
+                served: BTreeSet::new(),
             },
             (None, None) => return Err(StateError::NeverJoined(directory.to_owned())),
         };
@@ -160,6 +167,7 @@ impl State {
             port: self.port,
             last_ms: self.last_ms,
             voucher: self.voucher.clone(),
+            served: self.served.clone(),
         };
         let text = Zeroizing::new(serde_json::to_string(&file).unwrap_or_default());
         self.write("node.json", &text)

@@ -1,5 +1,6 @@
 //! What `atoll mesh status` shows.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,12 @@ pub struct NodeStatus {
     pub since_ms: u64,
     /// What went wrong last between it and the coordinator.
     pub trouble: Option<String>,
+    /// The services that were offered here, and whether each is ready.
+    pub services: BTreeMap<String, bool>,
+    /// Packets from this machine that policy held back.
+    pub denied_outbound: u64,
+    /// Packets from other nodes that policy held back.
+    pub denied_inbound: u64,
     /// Everybody else in the mesh.
     pub peers: Vec<PeerSummary>,
 }
@@ -44,8 +51,10 @@ pub struct PeerSummary {
     pub tags: Vec<String>,
     /// Whether policy lets anything pass. If not, there is no tunnel.
     pub allowed: bool,
-    /// Where it is.
+    /// Where it was heard last, if not over a relay.
     pub endpoint: Option<SocketAddr>,
+    /// The time of a round trip inside the tunnel, in microseconds, if it was measured lately.
+    pub round_trip_us: Option<u64>,
     /// How long ago keys were agreed on, in seconds.
     pub handshake_seconds: Option<u64>,
     /// Bytes received from it.

@@ -62,13 +62,14 @@ fn only_those_with_whom_something_may_pass_are_peers() {
         let identity = Identity::from_seed([seed; 32]);
         let request = JoinRequest {
             token: plan.answer.id.clone(),
-            secret: plan.answer.secret(),
+            admission: plan.answer.admission(identity.public()),
             record: identity.sign(&NodeRecord {
                 identity: identity.public(),
                 epoch: 1,
                 name: tag.to_owned(),
                 wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
                 endpoints: vec![([192, 0, 2, seed], 51820).into()],
+                unready: Default::default(),
             }),
         };
         let plan = book.join(&request, 0).unwrap();

@@ -108,6 +108,16 @@ impl Gate for FilterGate {
         if may_answer && answers.renew(peer, back, &flow.reversed(), now) {
             return Verdict::Admit;
         }
+        // A connection that began before this gate did, as after a restart: this machine's own kernel answers in it, and a rule lets the peer
+        // begin it. The peer's gate judges for itself, and nothing comes in by this.
+        let resumed = direction == Direction::Outbound
+            && kind == Kind::Answer
+            && flow.protocol == super::ports::TCP
+            && filter.allows(peer, back, &flow.reversed()) == Verdict::Admit;
+        if resumed {
+            answers.remember(peer, back, &flow.reversed(), now);
+            return Verdict::Admit;
+        }
         Verdict::Deny(Denial::Rule)
     }
 }

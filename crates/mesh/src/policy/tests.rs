@@ -228,6 +228,25 @@ fn both_ends_agree_and_answers_pass() {
 }
 
 #[test]
+fn who_is_started_anew_goes_on_answering_and_believes_no_answers() {
+    // Neither has seen how it began.
+    let (server, now) = gate(POLICY, &["db"], &["web"]);
+    let (client, _) = gate(POLICY, &["web"], &["db"]);
+    let answer = tcp(5432, 40000, ACK);
+    assert_eq!(server.admit(&KEY, Outbound, &out(6, &answer), now), Admit);
+    for denied in [tcp(5432, 40000, SYN), tcp(5433, 40000, ACK)] {
+        assert_eq!(
+            server.admit(&KEY, Outbound, &out(6, &denied), now),
+            Deny(Denial::Rule)
+        );
+    }
+    assert_eq!(
+        client.admit(&KEY, Inbound, &back(6, &answer), now),
+        Deny(Denial::Rule)
+    );
+}
+
+#[test]
 fn a_changed_policy_ends_what_it_forbids() {
     let (gate, now) = gate(POLICY, &["web"], &["db"]);
     assert_eq!(

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh::crypto::NoiseCore;
+use mesh::policy::Gate;
 use mesh::{
     Engine, Namespace, Offload, PeerOptions, PrivateKey, ShiftedClock, Tun, TunOptions, Wire,
     WireOptions,
@@ -111,6 +112,7 @@ pub(crate) struct NodeOptions {
     pub(crate) mtu: u16,
     pub(crate) handshakes: u32,
     pub(crate) clock: ShiftedClock,
+    pub(crate) gate: Option<Arc<dyn Gate>>,
 }
 
 impl Default for NodeOptions {
@@ -121,6 +123,7 @@ impl Default for NodeOptions {
             mtu: 1420,
             handshakes: 500,
             clock: ShiftedClock::new(),
+            gate: None,
         }
     }
 }
@@ -155,7 +158,12 @@ impl Node {
         let wire = Wire::bind(&options.wire, Some(outside)).unwrap();
         let clock = Arc::new(options.clock.clone());
         let core = NoiseCore::new(&key(number), options.handshakes, clock.clone());
-        let engine = Engine::start(tun, wire, Arc::new(core), clock).unwrap();
+        let core = Arc::new(core);
+        let engine = match &options.gate {
+            Some(gate) => Engine::start_guarded(tun, wire, core, clock, Arc::clone(gate)),
+            None => Engine::start(tun, wire, core, clock),
+        };
+        let engine = engine.unwrap();
         Self {
             engine,
             inside,

@@ -1,4 +1,8 @@
 //! IPMI 2.0 over LAN+, by `ipmitool`.
+//!
+//! No crate does it well enough yet. `ipmi` 0.1.2 speaks cipher suite 3 only, and goes on without encryption
+//! and signatures if a controller refuses that; `ipmi-rs` 0.6.0 blocks and stops the program at suite 17;
+//! `rust-ipmi` has a licence that we cannot take.
 
 use super::command::run;
 use crate::power::{PowerDriver, PowerError, Reading, Switch};

@@ -8,7 +8,7 @@ use fleet::{
     serve::{FileSource, Fleet, Setup},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
     net::SocketAddr,
     path::PathBuf,
@@ -51,8 +51,9 @@ pub(crate) struct Rack {
     pub(crate) now: Moment,
     /// Workloads and where they run; nowhere while they wait.
     pub(crate) work: BTreeMap<String, Option<String>>,
-    /// Machines that take no work, whoever says that they are up.
     pub(crate) folder: tempfile::TempDir,
+    /// Machines that are too small for any work that waits; they have a group of their own.
+    pub(crate) small: BTreeSet<String>,
     /// How machines are switched, if not through their controllers.
     pub(crate) power: BTreeMap<String, String>,
     /// How long controllers may take to answer, in seconds.
@@ -84,6 +85,7 @@ impl Rack {
             now: START,
             work: BTreeMap::new(),
             folder: folder.unwrap(),
+            small: BTreeSet::new(),
             power: BTreeMap::new(),
             timeout: 10,
             number,
@@ -132,11 +134,21 @@ name = "pool"
 capacity = {{ cpu = 4, memory = "16GiB" }}
 watts = {{ off = 5, idle = 120, peak = 300 }}
 boot = "60s"
+[[groups]]
+name = "small"
+capacity = {{ cpu = 2, memory = "16GiB" }}
+watts = {{ off = 5, idle = 120, peak = 300 }}
+boot = "60s"
 "#,
             self.path("demand").display()
         );
         for (at, name) in self.names.iter().enumerate() {
             let role = if at == 0 { "base" } else { "auto" };
+            let group = if self.small.contains(name) {
+                "small"
+            } else {
+                "pool"
+            };
             let node = node_address(self.number, at as u32);
             let power = self.power.get(name).cloned().unwrap_or_else(|| {
                 let bmc = self.controller(name);
@@ -150,7 +162,7 @@ boot = "60s"
             });
             write!(
                 text,
-                "[[machines]]\nname = \"{name}\"\ngroup = \"pool\"\nrole = \"{role}\"\nnode = {{ address = \"{node}\" }}\npower = {power}\n"
+                "[[machines]]\nname = \"{name}\"\ngroup = \"{group}\"\nrole = \"{role}\"\nnode = {{ address = \"{node}\" }}\npower = {power}\n"
             )
             .unwrap();
         }
@@ -174,7 +186,7 @@ boot = "60s"
         for name in self.names.clone() {
             let up = self.is_up(&name);
             let taken = self.work.values().flatten().any(|one| *one == name);
-            if up && !taken && !self.stops(&name) {
+            if up && !taken && !self.stops(&name) && !self.small.contains(&name) {
                 let waiting = self.work.values_mut().find(|one| one.is_none());
                 if let Some(place) = waiting {
                     *place = Some(name.clone());
@@ -267,7 +279,11 @@ impl Kept {
     }
 
     pub(crate) async fn step(&mut self) {
-        self.rack.now = self.rack.now.plus(STEP);
+        self.step_by(STEP).await;
+    }
+
+    pub(crate) async fn step_by(&mut self, span: Span) {
+        self.rack.now = self.rack.now.plus(span);
         self.rack.tell_time();
         self.rack.schedule();
         self.leases.advance(Duration::from_secs(5));

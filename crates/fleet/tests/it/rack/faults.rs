@@ -247,3 +247,40 @@ async fn two_machines_with_one_network_card_do_not_stay_on_for_one_wish() {
     assert!(kept.rack.told("m2").contains(&"Wake".to_owned()));
     assert!(kept.rack.is_off("m2"), "{:?}", kept.rack.told("m2"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_is_not_needed_now_is_missed_all_the_same() {
+    let mut rack = Rack::new(3, true).await;
+    for name in ["m0", "m1", "m2"] {
+        rack.work
+            .insert(format!("work-{name}"), Some(name.to_owned()));
+    }
+    rack.write_demand();
+    let mut kept = Kept::new(rack).await;
+    kept.run(Span::minutes(1)).await;
+    let trouble = |kept: &Kept| kept.fleet.shared().status().trouble;
+    assert!(trouble(&kept).is_empty(), "{:?}", trouble(&kept));
+    // Their machines work on, and nobody wants to switch them.
+    kept.rack.bmc.set_faults("m1", &[Fault::Status(500)]);
+    kept.rack.bmc.set_faults("m2", &[Fault::SaysOff]);
+    kept.run(Span::minutes(15)).await;
+    let said = trouble(&kept);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(
+        said[0].starts_with("m1: its controller for ")
+            && said[0].ends_with("answered 500 Internal Server Error"),
+        "{said:?}"
+    );
+    assert!(
+        said[1].ends_with("says that it is off, though its node answers"),
+        "{said:?}"
+    );
+    assert!(kept.explained("m1").await.contains("answered 500"));
+    assert_eq!(kept.fleet.shared().status().controllers_failing, 2);
+    for name in ["m1", "m2"] {
+        assert_eq!(kept.reason(name), "BlockedByPod");
+        kept.rack.bmc.set_faults(name, &[]);
+    }
+    kept.run(Span::minutes(11)).await;
+    assert!(trouble(&kept).is_empty(), "{:?}", trouble(&kept));
+}

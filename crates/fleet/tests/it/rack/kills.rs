@@ -300,8 +300,13 @@ async fn processes_killed_at_every_boundary_switch_nothing_twice_and_forget_noth
     rack.schedule();
     let mut count: BTreeMap<Place, u32> = BTreeMap::new();
     let (mut done, mut rounds) = (0, 0);
+    // Chance may leave a place out for long.
+    let everywhere = |count: &BTreeMap<Place, u32>| {
+        let places = [Place::Journal, Place::BeforeAction, Place::AfterAction];
+        places.iter().all(|place| count.contains_key(place))
+    };
     // Until all was done that was asked for last.
-    while done < kills {
+    while done < kills || !everywhere(&count) {
         for needed in [false, true] {
             for name in ["a", "b", "c"] {
                 match needed {
@@ -335,7 +340,4 @@ async fn processes_killed_at_every_boundary_switch_nothing_twice_and_forget_noth
     assert!(twice.is_empty(), "{seed}: {twice:?}");
     rack.nothing_was_taken_from_work();
     assert!(rack.told("m0").is_empty(), "{seed}");
-    for place in [Place::Journal, Place::BeforeAction, Place::AfterAction] {
-        assert!(count.contains_key(&place), "{seed}: {count:?}");
-    }
 }

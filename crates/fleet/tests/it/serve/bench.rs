@@ -42,6 +42,8 @@ pub(crate) struct Machine {
     node: Option<JoinHandle<()>>,
     address: Option<SocketAddr>,
     pub(crate) up: bool,
+    /// What its controller says, if that is not the truth.
+    pub(crate) says: Option<bool>,
     pub(crate) sent: Vec<(Moment, String)>,
 }
 
@@ -55,6 +57,8 @@ pub(crate) struct World {
     pub(crate) demand: Option<Demand>,
     /// Work that comes after demand was read and before the last look.
     pub(crate) surprise: BTreeSet<String>,
+    /// Whether nobody can tell what runs on a machine whose node is silent.
+    pub(crate) cannot_tell: bool,
     pub(crate) moves: bool,
     pub(crate) closed: BTreeSet<String>,
     pub(crate) evicted: Vec<String>,
@@ -64,7 +68,8 @@ pub(crate) type Shared = Arc<Mutex<World>>;
 
 async fn system(State(world): State<Shared>, Path(name): Path<String>) -> Json<Value> {
     let world = world.lock().unwrap();
-    let on = world.machines.get(&name).is_some_and(|one| one.on);
+    let machine = world.machines.get(&name);
+    let on = machine.is_some_and(|one| one.says.unwrap_or(one.on));
     let target = format!("/redfish/v1/Systems/{name}/Actions/ComputerSystem.Reset");
     Json(json!({
         "PowerState": if on { "On" } else { "Off" },
@@ -113,6 +118,9 @@ impl Source for Asked {
     async fn carries_work(&self, machine: &str) -> Option<bool> {
         tokio::task::yield_now().await;
         let world = self.0.lock().unwrap();
+        if world.cannot_tell {
+            return None;
+        }
         Some(world.working.contains(machine) || world.surprise.contains(machine))
     }
 
@@ -263,6 +271,15 @@ fn open(
     Fleet::open(setup).unwrap()
 }
 
+async fn listen(address: SocketAddr) -> JoinHandle<()> {
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(stream);
+        }
+    })
+}
+
 impl Bench {
     /// Another process with the same configuration and store.
     pub(crate) fn another(&self) -> Fleet {
@@ -312,12 +329,7 @@ impl Bench {
                 let _ = node.await;
             }
             if up {
-                let listener = TcpListener::bind(address).await.unwrap();
-                let node = tokio::spawn(async move {
-                    while let Ok((stream, _)) = listener.accept().await {
-                        drop(stream);
-                    }
-                });
+                let node = listen(address).await;
                 self.with(|world| {
                     let mut all = world.machines.values_mut();
                     let machine = all.find(|one| one.address == Some(address)).unwrap();
@@ -326,6 +338,34 @@ impl Bench {
             }
         }
         self.leases.advance(Duration::from_secs(span.0.min(5)));
+    }
+
+    /// The network of a machine's node is gone, or back. Its power is as it was.
+    pub(crate) async fn cut(&self, machine: &str, gone: bool) {
+        let (address, old) = self.with(|world| {
+            let machine = world.machines.get_mut(machine).unwrap();
+            (machine.address.unwrap(), machine.node.take())
+        });
+        if let Some(node) = old {
+            node.abort();
+            let _ = node.await;
+        }
+        let node = match gone {
+            true => None,
+            false => Some(listen(address).await),
+        };
+        self.with(|world| world.machines.get_mut(machine).unwrap().node = node);
+    }
+
+    /// This process is gone (`kill -9`), and after a while another takes its place.
+    pub(crate) async fn kill(&mut self, away: Span) {
+        self.fleet = self.another();
+        self.pass(away).await;
+        let now = self.now();
+        while !self.fleet.try_lead(now).await.unwrap() {
+            self.leases.advance(Duration::from_secs(16));
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Ticks for so long.

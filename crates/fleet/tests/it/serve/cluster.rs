@@ -58,6 +58,7 @@ pub(crate) async fn start() -> (Cluster, String, tokio::task::JoinSet<()>) {
             "/api/v1/nodes/{name}",
             patch(patch_node).delete(delete_node),
         )
+        .route("/api/v1/nodes/{name}/status", patch(patch_status))
         .route("/api/v1/pods", get(pods))
         .route("/apis/policy/v1/poddisruptionbudgets", get(budgets))
         .route(
@@ -165,7 +166,8 @@ impl Cluster {
             });
             let status = if up { "True" } else { "Unknown" };
             if node["status"]["conditions"][0]["status"] != status {
-                node["status"] = json!({ "conditions": [{ "type": "Ready", "status": status }] });
+                // Kubelets leave alone what others say.
+                set_condition(&mut node, json!({ "type": "Ready", "status": status }));
                 state.put("nodes", node);
             }
         });
@@ -213,6 +215,14 @@ impl Cluster {
     pub(crate) fn taints(&self, node: &str) -> Option<Value> {
         let state = self.state.lock().unwrap();
         Some(state.objects["nodes"].get(node)?["spec"]["taints"].clone())
+    }
+
+    /// What is said of a node's machine, if anything: whether it sleeps.
+    pub(crate) fn suspended(&self, node: &str) -> Option<Value> {
+        let state = self.state.lock().unwrap();
+        let conditions = state.objects["nodes"].get(node)?["status"]["conditions"].clone();
+        let mut all = conditions.as_array()?.iter();
+        all.find(|one| one["type"] == "Suspended").cloned()
     }
 
     pub(crate) fn taint(&self, node: &str, key: &str) {
@@ -386,6 +396,43 @@ async fn patch_node(
         state.put("nodes", node.clone());
         Json(node).into_response()
     })
+}
+
+/// Conditions are told apart by their types, as a strategic merge has it.
+async fn patch_status(
+    State(cluster): State<Cluster>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
+    assert_eq!(
+        headers["content-type"],
+        "application/strategic-merge-patch+json"
+    );
+    let change: Value = serde_json::from_str(&body).unwrap();
+    cluster.with(|state| {
+        state.patches.push((name.clone(), change.clone()));
+        let Some(mut node) = state.objects["nodes"].get(&name).cloned() else {
+            return StatusCode::NOT_FOUND.into_response();
+        };
+        for condition in change["status"]["conditions"].as_array().unwrap() {
+            set_condition(&mut node, condition.clone());
+        }
+        state.put("nodes", node.clone());
+        Json(node).into_response()
+    })
+}
+
+/// `Ready` is the first that a node has.
+fn set_condition(node: &mut Value, condition: Value) {
+    if !node["status"]["conditions"].is_array() {
+        node["status"] = json!({ "conditions": [] });
+    }
+    let all = node["status"]["conditions"].as_array_mut().unwrap();
+    match all.iter_mut().find(|one| one["type"] == condition["type"]) {
+        Some(known) => *known = condition,
+        None => all.push(condition),
+    }
 }
 
 async fn delete_node(

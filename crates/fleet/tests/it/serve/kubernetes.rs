@@ -11,6 +11,7 @@ use fleet::{
     serve::Source,
     targets::NodeName,
 };
+use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 struct Scene {
@@ -161,12 +162,14 @@ async fn a_cluster_is_emptied_and_filled_again() {
     scene.run(Span(30)).await;
     assert_eq!(scene.cluster.placed()["shop/c"].as_deref(), Some("m1"));
     assert!(scene.bench.with(|world| world.violations.is_empty()));
-    let cordoned = scene
-        .cluster
-        .with(|state| state.patches.last().cloned())
-        .unwrap();
-    assert_eq!(cordoned.0, "m1");
-    assert!(cordoned.1["spec"]["unschedulable"].is_null());
+    let cordons = scene.cluster.with(|state| {
+        let all = state.patches.iter();
+        let of_spec = all.filter(|(_, change)| change["spec"].is_object());
+        of_spec.cloned().collect::<Vec<_>>()
+    });
+    let (node, change) = cordons.last().unwrap();
+    assert_eq!(node, "m1");
+    assert!(change["spec"]["unschedulable"].is_null());
 }
 
 #[tokio::test]
@@ -190,6 +193,46 @@ async fn what_somebody_else_cordoned_is_left_and_a_dry_run_touches_nothing() {
     assert!(scene.bench.sent("m1").is_empty());
 }
 
+/// A node that is kept while its machine sleeps is none that is broken, and says so.
+#[tokio::test]
+async fn the_node_of_a_machine_that_sleeps_is_kept_and_says_so() {
+    let mut scene = scene(false).await;
+    scene.cluster.pod("a", 3500, Some("m0"), "ReplicaSet");
+    scene.see().await;
+    scene.until("m1", false).await;
+    scene.run(Span(60)).await;
+    let said = scene.cluster.suspended("m1").unwrap();
+    assert_eq!(
+        (&said["status"], &said["reason"]),
+        (&json!("True"), &json!("Asleep"))
+    );
+    let since = said["lastTransitionTime"].as_str().unwrap();
+    assert!(
+        since.starts_with("1970-01-12T") && since.ends_with('Z'),
+        "{since}"
+    );
+    assert_eq!(scene.cluster.suspended("m0"), None, "it never slept");
+    let marks = |scene: &Scene| {
+        let of_status = |change: &Value| change["status"].is_object();
+        scene.cluster.with(|state| {
+            let all = state.patches.iter();
+            all.filter(|(node, change)| node == "m1" && of_status(change))
+                .count()
+        })
+    };
+    assert_eq!(marks(&scene), 1, "said once, and not with every tick");
+
+    scene.cluster.pod("b", 3500, None, "ReplicaSet");
+    scene.see().await;
+    scene.until("m1", true).await;
+    scene.run(Span(60)).await;
+    assert_eq!(scene.cluster.suspended("m1").unwrap()["status"], "False");
+    assert_eq!(scene.cluster.placed()["shop/b"].as_deref(), Some("m1"));
+    assert_eq!(marks(&scene), 2);
+    let trouble = scene.bench.fleet.shared().status().trouble;
+    assert!(trouble.is_empty(), "{trouble:?}");
+}
+
 /// Cluster Autoscaler taints what it gives back, and never takes that away from a node that stays; and
 /// it stops when too many nodes are not ready.
 #[tokio::test]
@@ -207,6 +250,12 @@ async fn the_node_of_a_machine_that_was_given_back_is_forgotten_while_it_sleeps(
     scene.until("m1", false).await;
     scene.run(Span::minutes(2)).await;
     assert_eq!(scene.cluster.taints("m1"), None, "it is forgotten");
+    let marked = scene.cluster.with(|state| {
+        let all = state.patches.iter();
+        all.filter(|(_, change)| change["status"].is_object())
+            .count()
+    });
+    assert_eq!(marked, 0, "and was not marked before");
     assert!(scene.cluster.taints("m0").is_some());
     assert!(scene.cluster.taints("m2").is_some(), "who is on is kept");
 

@@ -12,8 +12,10 @@
 mod answers;
 mod bench;
 mod cluster;
+mod controllers;
 mod kills;
 mod kubernetes;
+mod restarts;
 
 use bench::{BOOT, STEP, bench, bench_with};
 use fleet::{
@@ -249,4 +251,18 @@ async fn machines_that_wait_for_their_turn_wake_one_after_the_other() {
         .windows(2)
         .all(|pair| pair[1].since(pair[0]) >= Span(2));
     assert!(apart, "{woken:?}");
+}
+
+#[tokio::test]
+async fn a_base_machine_that_nobody_can_look_at_counts_as_on() {
+    let mut bench = bench(2).await;
+    bench.file.groups[0].min = 1;
+    let base = &mut bench.file.machines[0];
+    (base.node, base.power) = (None, None);
+    bench.restart().await;
+    bench.ask("a", 1, Some("m0"));
+    bench.until("m1", false).await;
+    bench.run(Span::minutes(5)).await;
+    assert_eq!(bench.reason("m0"), "NotAutoscaled");
+    assert_eq!(bench.sent("m1"), ["GracefulShutdown"]);
 }
