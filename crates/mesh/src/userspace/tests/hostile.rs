@@ -159,8 +159,11 @@ async fn a_flood_of_strangers_does_not_keep_members_out() {
         .map(|_| endpoint.connect_with(config.clone(), lab.node(1).address(), identity::NAME))
         .map(Result::unwrap)
         .collect();
-    // More begin than are served at once; members come in meanwhile all the same.
-    lab.flow(0, 1, 7000).await.unwrap();
+    // More begin than are served at once; members come in meanwhile all the same, at the second or third try on a slow machine.
+    in_time("a member comes in", async {
+        while lab.flow(0, 1, 7000).await.is_err() {}
+    })
+    .await;
     in_time("a caller", service.accept()).await.unwrap();
     for connecting in flood {
         // A caller that is not taken learns so only after its own part of the handshake.
@@ -168,7 +171,10 @@ async fn a_flood_of_strangers_does_not_keep_members_out() {
             in_time("the end", connection.closed()).await;
         }
     }
-    assert_eq!(lab.node(1).status().connections, 1);
+    until("only the member is left", || {
+        lab.node(1).status().connections == 1
+    })
+    .await;
     lab.stop().await;
 }
 
