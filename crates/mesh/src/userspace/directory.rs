@@ -128,8 +128,14 @@ impl Directory {
                 };
                 policy.serves(service, subject)
             });
-            let serving = serving.map(|voucher| voucher.identity).collect();
-            (name.clone(), serving)
+            let serving: Vec<_> = serving.map(|voucher| voucher.identity).collect();
+            let ready = |node: &&IdentityKey| {
+                let known = view.node(node);
+                known.is_none_or(|known| !known.record.unready.contains(name))
+            };
+            let ready: Vec<_> = serving.iter().filter(ready).copied().collect();
+            // Better those who say that they are not ready than nobody.
+            (name.clone(), if ready.is_empty() { serving } else { ready })
         });
         let others = view
             .nodes()
@@ -209,13 +215,14 @@ mod tests {
             let identity = Identity::from_seed([seed; 32]);
             let request = JoinRequest {
                 token: plan.answer.id.clone(),
-                secret: plan.answer.secret(),
+                admission: plan.answer.admission(identity.public()),
                 record: identity.sign(&NodeRecord {
                     identity: identity.public(),
                     epoch: 1,
                     name: format!("n{seed}"),
                     wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
                     endpoints: vec![([192, 0, 2, seed], 51821).into()],
+                    unready: (seed == 4).then(|| "db".to_owned()).into_iter().collect(),
                 }),
             };
             let plan = book.join(&request, 0).unwrap();
@@ -244,10 +251,9 @@ mod tests {
         view.apply(&frame).unwrap();
         let directory = Directory::of(&view, &policy, &vouchers[0], key);
         assert_eq!(directory.own().name, "n2");
-        let mut serving: Vec<_> = directory.find("db.mesh.internal").to_vec();
-        serving.sort_by_key(|member| member.v4);
-        let expected = [&vouchers[1], &vouchers[2]].map(|voucher| voucher.identity);
-        assert!(serving.iter().map(|member| member.identity).eq(expected));
+        // The other one says that it is not ready.
+        assert_eq!(names(&directory, "db.mesh.internal"), "n3");
+        let serving = directory.find("db");
         let place: SocketAddr = ([192, 0, 2, 3], 51821).into();
         assert_eq!((serving[0].key, &serving[0].endpoints), (key, &vec![place]));
     }
