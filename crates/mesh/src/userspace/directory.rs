@@ -209,13 +209,14 @@ mod tests {
             let identity = Identity::from_seed([seed; 32]);
             let request = JoinRequest {
                 token: plan.answer.id.clone(),
-                secret: plan.answer.secret(),
+                admission: plan.answer.admission(identity.public()),
                 record: identity.sign(&NodeRecord {
                     identity: identity.public(),
                     epoch: 1,
                     name: format!("n{seed}"),
                     wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
                     endpoints: vec![([192, 0, 2, seed], 51821).into()],
+                    unready: Default::default(),
                 }),
             };
             let plan = book.join(&request, 0).unwrap();
