@@ -282,7 +282,7 @@ fn random_number(random: &mut impl rand::Rng) -> u64 {
 
 /// Polls until it holds, for what the kernel has no event for.
 pub async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < deadline, "waited too long for {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
