@@ -119,13 +119,13 @@ fn judge_mesh(root: bool, tun: bool) -> Finding {
         (true, true) => Finding::ok("mesh", "as a node with a network device (tun)"),
         (_, false) => Finding::warning(
             "mesh",
-            format!("{TUN} cannot be opened; this machine cannot be a node of the mesh"),
-            "`modprobe tun` as root; in a container, hand the device in and add CAP_NET_ADMIN",
+            format!("as a node without a network device (userspace), as {TUN} cannot be opened"),
+            "for a device: `modprobe tun` as root; in a container, hand the device in and add CAP_NET_ADMIN",
         ),
         (false, true) => Finding::warning(
             "mesh",
-            "only root makes network devices; this machine can be a node of the mesh for root",
-            "`sudo atoll mesh up`",
+            "as a node without a network device (userspace), as only root makes those",
+            "for a device: `sudo atoll mesh up`",
         ),
     }
 }

@@ -105,8 +105,9 @@ impl Coordinator {
         for _ in 0..ATTEMPTS {
             let planned = match plan(&state.book) {
                 Ok(planned) => planned,
-                // Others may know better.
-                Err(_) if self.is_behind(&state).await? => {
+                Err(refusal)
+                    if others_may_know_better(&refusal) && self.is_behind(&state).await? =>
+                {
                     self.renew(&mut state).await?;
                     continue;
                 }
@@ -277,6 +278,22 @@ impl Coordinator {
             }
         }
     }
+}
+
+/// Whether what others wrote meanwhile could make a step possible. What is forged, late or used up stays so: whoever sends much of that
+/// makes nobody read the store.
+const fn others_may_know_better(refusal: &Refusal) -> bool {
+    !matches!(
+        refusal,
+        Refusal::Forged
+            | Refusal::Replayed
+            | Refusal::Clock(_)
+            | Refusal::Expired
+            | Refusal::UsedUp
+            | Refusal::Revoked
+            | Refusal::Policy(_)
+            | Refusal::Random
+    )
 }
 
 /// Reads the book from the store.

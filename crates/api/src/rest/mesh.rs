@@ -72,9 +72,14 @@ pub struct MeshNode {
     pub tags: BTreeSet<String>,
     /// Whether it is forgotten once it vanished.
     pub ephemeral: bool,
-    /// Where it says that it can be reached.
+    /// `tun`, or `userspace` for a node without a network device.
+    pub mode: String,
+    /// Where it says that its tunnels can be reached.
     #[schema(value_type = Vec<String>)]
     pub endpoints: Vec<SocketAddr>,
+    /// Where it says that its carrier of flows can be reached.
+    #[schema(value_type = Vec<String>)]
+    pub flows: Vec<SocketAddr>,
     /// The services that it says it is not ready to give.
     pub unready: BTreeSet<String>,
     /// The token that it joined with.

@@ -28,8 +28,8 @@ Examples:
 
 /// Join machines by a private, encrypted network
 ///
-/// The coordinator is part of `atoll up`. Tunnels need root and /dev/net/tun so far, and go straight from node to node: behind
-/// NAT, a node reaches others but is not found by them.
+/// The coordinator is part of `atoll up`. A machine with root and /dev/net/tun gets a network device; any other is a node without
+/// one. Ways go straight from node to node, so one of two has to be reachable by UDP.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

@@ -42,16 +42,30 @@ pub(super) async fn list(arguments: ListArguments) -> anyhow::Result<u8> {
         style::print_json(&nodes)?;
         return Ok(0);
     }
-    let mut table = Table::new(&["NODE", "ADDRESS", "TAGS", "EPHEMERAL", "ENDPOINTS", "TOKEN"]);
+    let mut table = Table::new(&[
+        "NODE",
+        "ADDRESS",
+        "TAGS",
+        "MODE",
+        "EPHEMERAL",
+        "ENDPOINTS",
+        "TOKEN",
+    ]);
     for node in nodes {
         let tags: Vec<_> = node.tags.into_iter().collect();
-        let endpoints: Vec<_> = node.endpoints.iter().map(ToString::to_string).collect();
+        let endpoints = if node.mode == "tun" {
+            &node.endpoints
+        } else {
+            &node.flows
+        };
+        let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
         table.row([
             node.name,
             node.addresses
                 .first()
                 .map_or_else(String::new, ToString::to_string),
             tags.join(","),
+            style::harmless(&node.mode),
             if node.ephemeral { "yes" } else { "no" }.to_owned(),
             endpoints.join(" "),
             node.token,

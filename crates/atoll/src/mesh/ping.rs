@@ -3,7 +3,7 @@
 use super::{
     StateDirectory,
     status::milliseconds,
-    talk::{Question, Talk},
+    talk::{Answer, Question, Talk},
 };
 use crate::{failure::Failure, style};
 use serde::Serialize;
@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long probes have before what is known of them is believed.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// Measure the way to another node, inside its tunnel
+/// Measure the way to another node, inside its tunnel or connection
 ///
 /// Policy need not allow ICMP: engines ask each other.
 #[derive(Debug, clap::Args)]
@@ -87,13 +87,21 @@ async fn measure(talk: &mut Talk, name: &str) -> anyhow::Result<Measured> {
     let began = Instant::now();
     loop {
         let node = name.to_owned();
-        talk.ask(&Question::Probe { node }).await?;
-        tokio::time::sleep(LOOK).await;
+        let flows = match talk.ask(&Question::Probe { node }).await? {
+            Answer::Measured { round_trip_us } => Some(Some(round_trip_us)),
+            Answer::Silent => Some(None),
+            // A tunnel, which knows in a moment.
+            _ => None,
+        };
+        if flows.is_none() {
+            tokio::time::sleep(LOOK).await;
+        }
         let status = talk.status().await?;
         let peer = status.peers.into_iter().find(|peer| peer.name == name);
-        let time = peer.as_ref().and_then(|peer| peer.round_trip_us);
+        let known = peer.as_ref().and_then(|peer| peer.round_trip_us);
+        let time = flows.unwrap_or(known);
         let waited = began.elapsed();
-        if (time.is_some() && waited >= SETTLE) || waited >= PATIENCE {
+        if flows.is_some() || (time.is_some() && waited >= SETTLE) || waited >= PATIENCE {
             return Ok(Measured {
                 node: name.to_owned(),
                 round_trip_us: time,

@@ -5,7 +5,13 @@ use super::{
     talk::{Question, Talk},
 };
 use crate::{failure::Failure, signals::Signals, style};
-use std::{net::IpAddr, path::Path, str::FromStr, time::Duration};
+use mesh::{coordination::Mode, node::NodeStatus};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    str::FromStr,
+    time::Duration,
+};
 use tokio::net::TcpStream;
 
 /// How often it is looked whether the service is well.
@@ -26,10 +32,10 @@ The policy must name the service, this node and the port:
   nodes = [\"tag:db\"]
   ports = [\"tcp/5432\"]
 
-The service is looked for at this node's own address in the mesh, once a second, as others reach
-it. While it is well, its name leads here too; when it failed twice in a row, or this command
-ended, it does not, unless no other node is ready either. Nodes that never said anything of a
-service count as ready.
+The service is looked for once a second where others reach it: at this node's own address (see
+`services at` in `atoll mesh status`); without a network device also at 127.0.0.1. While it is well,
+its name leads here too; when it failed twice in a row, or this command ended, it does not, unless
+no other node is ready either. Nodes that never said anything of a service count as ready.
 
 It prints `ready` or `not ready` whenever that changes. Ctrl-C ends it.";
 
@@ -94,11 +100,11 @@ async fn watch(arguments: &Arguments, state: &Path) -> anyhow::Result<u8> {
     let mut shown = None;
     let mut failures = FAILURES;
     loop {
-        let address = match &mut talk {
-            Some(open) => open.status().await.ok().map(|status| status.addresses),
+        let status = match &mut talk {
+            Some(open) => open.status().await.ok(),
             None => None,
         };
-        let Some(address) = address.and_then(|all| all.first().copied()) else {
+        let Some(status) = status else {
             if talk.take().is_some() {
                 style::note("the node is gone; waiting for it");
                 shown = None;
@@ -107,7 +113,14 @@ async fn watch(arguments: &Arguments, state: &Path) -> anyhow::Result<u8> {
             talk = Talk::open(state).await.ok();
             continue;
         };
-        failures = if well(&client, &arguments.health, address, arguments.port).await {
+        let mut is_well = false;
+        for address in places(&status) {
+            is_well |= well(&client, &arguments.health, address, arguments.port).await;
+            if is_well {
+                break;
+            }
+        }
+        failures = if is_well {
             0
         } else {
             failures.saturating_add(1)
@@ -133,6 +146,15 @@ async fn watch(arguments: &Arguments, state: &Path) -> anyhow::Result<u8> {
             style::to_stdout(if ready { "ready\n" } else { "not ready\n" })?;
         }
         tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Where the service may be: where others reach it.
+fn places(status: &NodeStatus) -> Vec<IpAddr> {
+    let home = IpAddr::V4(status.home);
+    match status.mode {
+        Mode::Tun => vec![home],
+        Mode::Userspace => vec![home, Ipv4Addr::LOCALHOST.into()],
     }
 }
 

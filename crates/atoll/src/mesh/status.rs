@@ -2,7 +2,7 @@
 
 use super::{StateDirectory, talk::Talk};
 use crate::style::{self, Table};
-use mesh::node::{NodeStatus, PeerSummary};
+use mesh::node::{NodeStatus, PeerSummary, Way};
 use std::net::IpAddr;
 
 /// Show the node on this machine
@@ -76,22 +76,56 @@ fn show(status: &NodeStatus) -> anyhow::Result<()> {
         ("name", format!("{}.{}", status.name, status.domain)),
         ("addresses", joined(&status.addresses)),
         ("tags", status.tags.join(" ")),
-        (
-            "device",
-            format!("{}, udp {}", status.interface, status.port),
-        ),
+        ("mode", mode(status)),
+        ("services at", status.home.to_string()),
         ("names at", joined(&status.dns)),
+        ("proxy at", proxy(status)),
+        ("doors", doors(status)),
         ("coordinator", coordinator),
         ("services", services.collect::<Vec<_>>().join(" ")),
         (
             "peers",
             format!("{allowed} of {} may be spoken to", status.peers.len()),
         ),
-        ("held back", format!("{held} packets, by policy")),
+        (
+            "held back",
+            format!("{held} packets, {} flows", status.refused),
+        ),
     ] {
         style::to_stdout(&format!("{name:<12} {value}\n"))?;
     }
     Ok(())
+}
+
+fn mode(status: &NodeStatus) -> String {
+    let tunnels = match (&status.interface, status.port) {
+        (Some(device), Some(port)) => format!(", device {device}, tunnels udp {port}"),
+        _ => String::new(),
+    };
+    format!("{}{tunnels}, flows udp {}", status.mode, status.flows_port)
+}
+
+fn proxy(status: &NodeStatus) -> String {
+    match &status.proxy_file {
+        Some(file) => format!(
+            "{}, user and password in {}",
+            joined(&status.proxies),
+            style::harmless(&file.to_string_lossy())
+        ),
+        None => String::new(),
+    }
+}
+
+fn doors(status: &NodeStatus) -> String {
+    let open = format!("{} open", status.doors.len());
+    match status.stuck.first() {
+        Some((at, why)) => format!(
+            "{open}; {} cannot be opened: {at}: {}",
+            status.stuck.len(),
+            style::harmless(why)
+        ),
+        None => open,
+    }
 }
 
 /// Lists the others.
@@ -105,7 +139,8 @@ pub(super) async fn peers(arguments: PeersArguments) -> anyhow::Result<u8> {
         "NODE",
         "ADDRESS",
         "TAGS",
-        "TUNNEL",
+        "MODE",
+        "WAY",
         "ENDPOINT",
         "ROUND TRIP",
         "RECEIVED",
@@ -117,7 +152,8 @@ pub(super) async fn peers(arguments: PeersArguments) -> anyhow::Result<u8> {
             peer.name.clone(),
             first(&peer.addresses),
             peer.tags.join(","),
-            tunnel(peer),
+            peer.mode.to_string(),
+            way(peer),
             peer.endpoint.map_or_else(missing, |at| at.to_string()),
             peer.round_trip_us.map_or_else(missing, milliseconds),
             peer.received.to_string(),
@@ -128,10 +164,13 @@ pub(super) async fn peers(arguments: PeersArguments) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn tunnel(peer: &PeerSummary) -> String {
-    match (peer.allowed, peer.handshake_seconds) {
+fn way(peer: &PeerSummary) -> String {
+    let seconds = peer.handshake_seconds.unwrap_or_default();
+    match (peer.allowed, peer.way) {
         (false, _) => "forbidden".to_owned(),
+        (true, _) if peer.unreachable.is_some() => "none: it carries no flows".to_owned(),
         (true, None) => "idle".to_owned(),
-        (true, Some(seconds)) => format!("up, {seconds} s"),
+        (true, Some(Way::Tunnel)) => format!("tunnel, {seconds} s"),
+        (true, Some(Way::Flows)) => format!("flows, {seconds} s"),
     }
 }

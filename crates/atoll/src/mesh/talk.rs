@@ -3,7 +3,10 @@
 
 use crate::failure::Failure;
 use anyhow::Context;
-use mesh::node::{Node, NodeStatus};
+use mesh::{
+    node::{Node, NodeStatus},
+    userspace::Refusal,
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use tokio::{
@@ -54,6 +57,13 @@ pub(super) enum Answer {
     Status(Box<NodeStatus>),
     /// It is done.
     Done,
+    /// A round trip took so long.
+    Measured {
+        /// In microseconds.
+        round_trip_us: u64,
+    },
+    /// The other node did not answer.
+    Silent,
     /// It cannot be done.
     Refused(String),
 }
@@ -162,15 +172,16 @@ async fn converse(
         }
         let answer = match serde_json::from_str(&line) {
             Ok(Question::Status) => Answer::Status(Box::new(node.status())),
-            Ok(Question::Probe { node: name }) => {
-                if node.probe(&name) {
-                    Answer::Done
-                } else {
-                    Answer::Refused(format!(
-                        "there is no tunnel to {name:?}: no such node, or policy lets nothing pass"
-                    ))
-                }
-            }
+            Ok(Question::Probe { node: name }) => match node.probe(&name).await {
+                Ok(None) => Answer::Done,
+                Ok(Some(time)) => Answer::Measured {
+                    round_trip_us: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
+                },
+                Err(Refusal::Denied | Refusal::Unknown) => Answer::Refused(format!(
+                    "there is no way to {name:?}: no such node, or policy lets nothing pass"
+                )),
+                Err(_) => Answer::Silent,
+            },
             Ok(Question::Serve {
                 service,
                 port,

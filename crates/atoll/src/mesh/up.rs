@@ -7,7 +7,7 @@ use api::Secret;
 use mesh::{
     coordination::Token,
     names::upstream_of,
-    node::{Node, NodeError, NodeOptions, State, StateError},
+    node::{Node, NodeError, NodeOptions, State, StateError, device_allowed},
 };
 use reqwest::Url;
 use std::{
@@ -20,13 +20,19 @@ Examples:
   sudo ATOLL_MESH_TOKEN=atm_... atoll mesh up
   sudo atoll mesh up                        again later: the token is needed once
   sudo atoll mesh up --state /srv/mesh --name web-1 --endpoint 192.0.2.7
+  atoll mesh up --state ~/mesh --socks 127.0.0.1:1080     without root or a network device
 
-It prints `up NAME ADDRESS` to standard output once tunnels and names are up, and all else to
-standard error. It starts from what it knew last when the coordinator is down.
+It prints `up NAME ADDRESS` to standard output once all is up, and all else to standard error.
+Services are to listen at that address. When the coordinator is down, it starts from what it knew.
 
-Names are answered at port 53 of the node's own address; resolv.conf is left alone. To use them,
-write `nameserver ADDRESS` and `search mesh.internal` there. Other names are asked of the name
-servers that /etc/resolv.conf names when it starts.
+Without a network device TCP reaches others at loopback addresses that stand for them, to which
+names lead, and through the proxy of --socks: SOCKS5 and HTTP CONNECT at one port, with the user and
+password in the file `proxy` of the state directory.
+
+Names are answered at port 53 of the node's own address, or without a device at another where that
+port is not allowed, see `atoll mesh status`; resolv.conf is left alone. To use them, write
+`nameserver ADDRESS` and `search mesh.internal` there. Other names are asked of the name servers
+that /etc/resolv.conf names when it starts.
 
 Ctrl-C ends it. When the node was revoked it ends with status 1.";
 
@@ -48,7 +54,7 @@ pub(super) struct Arguments {
     #[arg(long, value_enum, default_value = "auto")]
     mode: Mode,
 
-    /// Where to serve SOCKS5, without a network device only
+    /// Where programs find a proxy into the mesh, for SOCKS5 and HTTP CONNECT [default: none]
     #[arg(long, value_name = "HOST:PORT")]
     socks: Option<SocketAddr>,
 
@@ -59,8 +65,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 
-    /// Where other nodes reach it, ADDRESS or ADDRESS:PORT; may be given several times [default: the
-    /// address that leads to the coordinator]
+    /// Where other nodes reach it, ADDRESS or ADDRESS:PORT, with the port of tunnels, or of flows
+    /// without a device; may be given several times [default: the address that leads to the coordinator]
     #[arg(long = "endpoint", value_name = "ADDRESS", value_parser = endpoint)]
     endpoints: Vec<SocketAddr>,
 
@@ -71,12 +77,25 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Mode {
-    /// What this machine allows: so far `tun` or nothing
+    /// A network device if this machine allows one, else none
     Auto,
-    /// A network device
+    /// A network device: needs root and /dev/net/tun
     Tun,
-    /// Without one: this Atoll cannot do that yet
+    /// Without one: TCP only, needs no rights
     Userspace,
+}
+
+/// The mode, and why it is not another if the machine decided.
+fn choose(mode: Mode) -> (mesh::coordination::Mode, Option<String>) {
+    use mesh::coordination::Mode as Chosen;
+    match mode {
+        Mode::Tun => (Chosen::Tun, None),
+        Mode::Userspace => (Chosen::Userspace, None),
+        Mode::Auto => match device_allowed() {
+            Ok(()) => (Chosen::Tun, None),
+            Err(error) => (Chosen::Userspace, Some(error.to_string())),
+        },
+    }
 }
 
 fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
@@ -119,8 +138,9 @@ fn explain(error: NodeError) -> anyhow::Error {
         NodeError::State(StateError::OtherMesh(_)) => "use another directory with --state",
         NodeError::State(StateError::Taken(_)) => "stop the other one, or use another --state",
         NodeError::Data(_) => {
-            "tunnels need root and /dev/net/tun; this Atoll has no mode without them yet"
+            "a network device needs root and /dev/net/tun; `--mode userspace` needs neither"
         }
+        NodeError::Flows(_) => "name another address with --socks",
         NodeError::Names(..) => {
             "another name server holds port 53 of all addresses: let it listen at its own only"
         }
@@ -141,21 +161,13 @@ fn explain(error: NodeError) -> anyhow::Error {
 
 /// Does it, until it is told to stop.
 pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
-    if arguments.mode == Mode::Userspace {
-        return Err(Failure::new(
-            "this Atoll has no userspace mode: nodes without a network device are not there yet",
-            "use --mode tun on a machine with root and /dev/net/tun",
-        )
-        .into());
-    }
-    if arguments.socks.is_some() {
-        return Err(Failure::new(
-            "--socks belongs to the userspace mode, which this Atoll does not have yet",
-            "leave it away: with a network device, programs reach the mesh without a proxy",
-        )
-        .into());
-    }
     log::begin(false);
+    let (mode, reason) = choose(arguments.mode);
+    if let Some(reason) = reason {
+        style::note(&format!(
+            "this machine allows no network device ({reason}): going on without, mode userspace"
+        ));
+    }
     let mut signals = Signals::listen()?;
     let token = arguments.token.as_ref().map(Secret::expose);
     let token = token.filter(|token| !token.is_empty());
@@ -179,7 +191,9 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         .iter()
         .filter_map(|voucher| voucher.verify(&state.coordinator).ok())
         .collect();
-    let own: Vec<_> = own.iter().map(|voucher| IpAddr::V4(voucher.v4)).collect();
+    let own = own.iter().map(|voucher| voucher.v4);
+    let own = own.flat_map(|v4| [Some(v4), mesh::userspace::loopback(v4)]);
+    let own: Vec<_> = own.flatten().map(IpAddr::V4).collect();
     let resolvers = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let name = rustix::system::uname()
         .nodename()
@@ -187,7 +201,9 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         .into_owned();
     let options = NodeOptions {
         name: arguments.name.unwrap_or(name),
+        mode,
         endpoints,
+        proxies: arguments.socks.into_iter().collect(),
         dns: arguments.dns,
         upstream: upstream_of(&resolvers, &own),
     };
@@ -198,13 +214,23 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     };
     let serving = tokio::spawn(talk::serve(talk::listen(&directory)?, node.clone()));
     let status = node.status();
-    let address = node.voucher().v4;
+    let address = status.home;
+    if let Some(at) = status.dns.first().filter(|at| at.port() != 53) {
+        style::note(&format!(
+            "port 53 is not allowed here: names are answered at {at}"
+        ));
+    }
+    if let Some(file) = &status.proxy_file {
+        let file = file.display();
+        style::note(&format!("the proxy's user and password are in {file}"));
+    }
     style::to_stdout(&format!("up {}.{} {address}\n", status.name, status.domain))?;
     let ended = tokio::select! {
         ended = node.follow(&link) => Some(ended),
         _ = signals.stop() => None,
     };
     serving.abort();
+    node.stop().await;
     // The next start takes its place.
     let _ = std::fs::remove_file(directory.join(talk::SOCKET));
     match ended {

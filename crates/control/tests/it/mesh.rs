@@ -47,6 +47,8 @@ impl Machine {
             name: format!("machine-{}", self.seed),
             wireguard: PrivateKey::from_bytes([self.seed; 32]).public(),
             endpoints: vec![([192, 0, 2, self.seed], 51820).into()],
+            flows: Vec::new(),
+            mode: Default::default(),
             unready: Default::default(),
         })
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, IdentityKey, Signed};
 use super::message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
-use super::record::{Entry, NodeRecord, Voucher, label, overlay_v4, overlay_v6};
+use super::record::{Entry, Mode, NodeRecord, Voucher, label, overlay_v4, overlay_v6};
 use super::token::{NewToken, Token, TokenStatus, show_id, signer};
 use crate::key::PublicKey;
 use crate::policy::{Mistake, Policy};
@@ -151,8 +151,12 @@ pub struct MemberStatus {
     pub voucher: Voucher,
     /// The key of its tunnels.
     pub wireguard: crate::PublicKey,
-    /// Where it says that it can be reached.
+    /// Where it says that its tunnels can be reached.
     pub endpoints: Vec<std::net::SocketAddr>,
+    /// Where it says that its carrier of flows can be reached.
+    pub flows: Vec<std::net::SocketAddr>,
+    /// How packets get in and out of it.
+    pub mode: Mode,
     /// The services that it says it is not ready to give.
     pub unready: BTreeSet<String>,
     /// The token that it joined with.
@@ -697,6 +701,8 @@ impl Book {
             voucher: node.voucher.clone(),
             wireguard: node.record.wireguard,
             endpoints: node.record.endpoints.clone(),
+            flows: node.record.flows.clone(),
+            mode: node.record.mode,
             unready: node.record.unready.clone(),
             token: node.member.token.clone(),
             seen_ms: self

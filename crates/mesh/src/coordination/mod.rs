@@ -33,6 +33,8 @@ pub use book::{Book, BookOptions, MemberStatus, Plan, Refusal, Write};
 pub use identity::{Identity, IdentityKey, Purpose, Signed};
 pub use message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
 pub(crate) use record::MOST_SERVICES;
-pub use record::{Entry, NodeRecord, Voucher, label, overlay_v4, overlay_v6, overlay_v6_range};
+pub use record::{
+    Entry, Mode, NodeRecord, Voucher, label, overlay_v4, overlay_v6, overlay_v6_range,
+};
 pub use token::{Admission, NewToken, Token, TokenStatus};
 pub use view::{Applied, Known, View, ViewError};

@@ -9,10 +9,37 @@ use super::identity::{IdentityKey, Purpose, Signed};
 use crate::key::PublicKey;
 use crate::prefix::Prefix;
 
-/// The most endpoints that a node may name.
+/// The most endpoints of a kind that a node may name.
 pub(super) const MOST_ENDPOINTS: usize = 16;
 /// The most services that it may say something of.
 pub(crate) const MOST_SERVICES: usize = 64;
+
+/// How packets get in and out of a node's machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Over a network device: it has tunnels, and carries flows with nodes that have none.
+    #[default]
+    Tun,
+    /// Without one: only flows of TCP reach it.
+    Userspace,
+}
+
+impl Mode {
+    /// Whether there is a network device.
+    pub const fn is_tun(&self) -> bool {
+        matches!(self, Self::Tun)
+    }
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Tun => "tun",
+            Self::Userspace => "userspace",
+        })
+    }
+}
 
 /// What a node says of itself, signed by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +52,14 @@ pub struct NodeRecord {
     pub name: String,
     /// The key of its tunnels.
     pub wireguard: PublicKey,
-    /// Where it may be reached.
+    /// Where its tunnels may be reached; nowhere if it has none.
     pub endpoints: Vec<SocketAddr>,
+    /// Where its carrier of flows may be reached. Versions that carry none name nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flows: Vec<SocketAddr>,
+    /// How packets get in and out of it.
+    #[serde(default, skip_serializing_if = "Mode::is_tun")]
+    pub mode: Mode,
     /// The services that it is not ready to give, though policy says that it is one of those who do.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unready: BTreeSet<String>,
@@ -39,6 +72,7 @@ impl Purpose for NodeRecord {
 impl NodeRecord {
     pub(super) fn bounded(&self) -> bool {
         self.endpoints.len() <= MOST_ENDPOINTS
+            && self.flows.len() <= MOST_ENDPOINTS
             && self.name.len() <= 255
             && self.unready.len() <= MOST_SERVICES
             && self.unready.iter().all(|service| service.len() <= 63)

@@ -45,6 +45,7 @@ fn zone() -> Zone {
             },
             v4: Ipv4Addr::new(100, 64, 0, *n),
             v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*n)),
+            door: None,
             unready: &READY,
         })
         .collect();
@@ -258,6 +259,7 @@ async fn who_is_not_ready_is_left_out_unless_nobody_is() {
         },
         v4: Ipv4Addr::new(100, 64, 0, n),
         v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)),
+        door: None,
         unready,
     };
     let range = Prefix::new("fd00::".parse().unwrap(), 48);

@@ -10,6 +10,7 @@ use simple_dns::{
 
 use crate::policy::{Policy, Subject};
 use crate::prefix::Prefix;
+use crate::userspace::loopback;
 
 /// How long answers may be kept, in seconds: nodes come and go.
 const LIFE: u32 = 2;
@@ -31,6 +32,8 @@ pub struct ZoneNode<'a> {
     pub v4: Ipv4Addr,
     /// Its address.
     pub v6: Ipv6Addr,
+    /// The loopback address that names lead to instead of these, where programs have to use that. There is none for IPv6.
+    pub door: Option<Ipv4Addr>,
     /// The services that it says it is not ready to give.
     pub unready: &'a BTreeSet<String>,
 }
@@ -46,9 +49,19 @@ pub enum Answer {
     Silence,
 }
 
+impl ZoneNode<'_> {
+    /// What its name leads to.
+    fn addresses(&self) -> (Ipv4Addr, Option<Ipv6Addr>) {
+        match self.door {
+            Some(door) => (door, None),
+            None => (self.v4, Some(self.v6)),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 struct Data {
-    addresses: Vec<(Ipv4Addr, Ipv6Addr)>,
+    addresses: Vec<(Ipv4Addr, Option<Ipv6Addr>)>,
     /// Port and the name of the node.
     ports: Vec<(u16, String)>,
 }
@@ -76,8 +89,11 @@ impl Zone {
             };
             owners.insert(IpAddr::V4(node.v4), name.to_owned());
             owners.insert(IpAddr::V6(node.v6), name.to_owned());
+            if let Some(door) = loopback(node.v4) {
+                owners.insert(IpAddr::V4(door), name.to_owned());
+            }
             let data = names.entry(name.to_owned()).or_default();
-            data.addresses.push((node.v4, node.v6));
+            data.addresses.push(node.addresses());
         }
         for (name, service) in policy.services() {
             let members: Vec<_> = nodes
@@ -88,7 +104,7 @@ impl Zone {
             let ready: Vec<_> = ready.copied().collect();
             // If none is ready, maybe it is not them who are ill: better all of them than nobody.
             let members = if ready.is_empty() { members } else { ready };
-            let addresses = members.iter().map(|node| (node.v4, node.v6)).collect();
+            let addresses = members.iter().map(|node| node.addresses()).collect();
             names.insert(
                 name.clone(),
                 Data {
@@ -110,7 +126,11 @@ impl Zone {
             domain: policy.domain().to_owned(),
             names,
             owners,
-            ranges: vec![Prefix::new([100, 64, 0, 0].into(), 10), v6_range],
+            ranges: vec![
+                Prefix::new([100, 64, 0, 0].into(), 10),
+                Prefix::new([127, 64, 0, 0].into(), 10),
+                v6_range,
+            ],
             split: policy.split().to_vec(),
             serial: serial as u32,
         }
@@ -247,7 +267,8 @@ impl Zone {
                         answers.extend(some.iter().map(|(v4, _)| RData::A(A::from(*v4))));
                     }
                     if wants(TYPE::AAAA) {
-                        answers.extend(some.iter().map(|(_, v6)| RData::AAAA(AAAA::from(*v6))));
+                        let some = some.iter().filter_map(|(_, v6)| *v6);
+                        answers.extend(some.map(|v6| RData::AAAA(AAAA::from(v6))));
                     }
                     if wants(TYPE::SRV) {
                         targets = rotated(&data.ports, turn);
@@ -268,7 +289,8 @@ impl Zone {
                 .get(target)
                 .map_or(&[][..], |data| &data.addresses)
             {
-                for data in [RData::A(A::from(*v4)), RData::AAAA(AAAA::from(*v6))] {
+                let v6 = v6.map(|v6| RData::AAAA(AAAA::from(v6)));
+                for data in [RData::A(A::from(*v4))].into_iter().chain(v6) {
                     reply
                         .additional_records
                         .push(record(self.full(target)?, LIFE, data));

@@ -1,14 +1,15 @@
-//! What a view means for one node: its peers, its filter, its names.
+//! What a view means for one node: its peers, its filter, its directory, its names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use crate::coordination::{NodeRecord, Signed, View, Voucher};
+use crate::coordination::{IdentityKey, Mode, NodeRecord, Signed, View, Voucher};
 use crate::engine::{PathOptions, PeerOptions};
 use crate::key::PublicKey;
 use crate::names::{Zone, ZoneNode};
 use crate::policy::{Filter, Policy, Subject};
 use crate::prefix::Prefix;
+use crate::userspace::{Directory, loopback};
 
 use super::ServeError;
 
@@ -18,6 +19,8 @@ const TCP: u8 = 6;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Peer {
     pub(super) name: String,
+    pub(super) identity: IdentityKey,
+    pub(super) mode: Mode,
     endpoints: Vec<SocketAddr>,
     allowed: Vec<Prefix>,
 }
@@ -40,6 +43,7 @@ impl Peer {
 pub(super) struct Current {
     pub(super) peers: BTreeMap<PublicKey, Peer>,
     pub(super) filter: Filter,
+    pub(super) directory: Directory,
     pub(super) zone: Zone,
     pub(super) policy: Policy,
     /// What is still to be said.
@@ -72,8 +76,14 @@ impl Current {
         Ok(())
     }
 
-    /// What a view means for the node with this voucher. A policy that is not understood allows nothing.
-    pub(super) fn of(view: &View, me: &Voucher, v6_range: Prefix) -> Self {
+    /// What a view means for the node with this voucher, key and mode. A policy that is not understood allows nothing.
+    pub(super) fn of(
+        view: &View,
+        me: &Voucher,
+        key: PublicKey,
+        mode: Mode,
+        v6_range: Prefix,
+    ) -> Self {
         let policy = match Policy::parse(view.policy().unwrap_or_default()) {
             Ok(policy) => policy,
             Err(mistakes) => {
@@ -111,6 +121,8 @@ impl Current {
             .map(|known| {
                 let peer = Peer {
                     name: known.voucher.name.clone(),
+                    identity: known.voucher.identity,
+                    mode: known.record.mode,
                     // Who is hostile does not make this machine talk to itself.
                     endpoints: known
                         .record
@@ -128,12 +140,22 @@ impl Current {
             })
             .collect();
         let none = BTreeSet::new();
+        // Without a device at either end, programs meet at loopback addresses.
+        let door = |v4, other: Mode| match (mode, other) {
+            (Mode::Tun, Mode::Tun) => None,
+            _ => loopback(v4),
+        };
         let mut nodes: Vec<_> = view
             .nodes()
             .map(|known| ZoneNode {
                 subject: subject(&known.voucher),
                 v4: known.voucher.v4,
                 v6: known.voucher.v6,
+                door: if known.voucher.identity == me.identity {
+                    door(me.v4, mode)
+                } else {
+                    door(known.voucher.v4, known.record.mode)
+                },
                 unready: &known.record.unready,
             })
             .collect();
@@ -142,13 +164,16 @@ impl Current {
                 subject: subject(me),
                 v4: me.v4,
                 v6: me.v6,
+                door: door(me.v4, mode),
                 unready: &none,
             });
         }
         let zone = Zone::new(&policy, &nodes, v6_range, view.cursor());
+        let directory = Directory::of(view, &policy, me, key, mode);
         Self {
             peers,
             filter,
+            directory,
             zone,
             policy,
             said: None,

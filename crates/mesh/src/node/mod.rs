@@ -6,8 +6,13 @@
 //! Both ends of a tunnel compile the policy, and a node that no rule allows anything with is no peer: no handshake, no packet.
 //! What may pass between two that are peers is asked of a [`FilterGate`], packet by packet, at both ends.
 //!
+//! A machine that allows no device has a node all the same ([`Mode::Userspace`], [`crate::userspace`]). `carriers` holds both kinds of ways: every
+//! node carries flows, so that those with a device and those without reach each other. Names lead to where programs on this machine find a
+//! node: its address in the mesh, or the loopback address that stands for it.
+//!
 //! Absent: HTTP; a decision about who may speak to whom ([`crate::policy`]); a data plane that waits for a coordinator.
 
+mod carriers;
 mod current;
 mod link;
 mod state;
@@ -15,35 +20,31 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use carriers::device_allowed;
+use carriers::{Carriers, Sockets};
 use current::Current;
 pub use link::{Heard, Link, LinkError};
 pub use state::{State, StateError};
-pub use status::{NodeStatus, PeerSummary};
+pub use status::{NodeStatus, PeerSummary, Way};
 use tokio::sync::Notify;
 
-use crate::clock::SystemClock;
 use crate::coordination::{
-    Applied, JoinRequest, MOST_SERVICES, NodeRecord, Signed, Token, View, ViewError, Voucher,
+    Applied, JoinRequest, MOST_SERVICES, Mode, NodeRecord, Signed, Token, View, ViewError, Voucher,
     WatchRequest, overlay_v6_range,
 };
-use crate::crypto::NoiseCore;
-use crate::engine::Engine;
 use crate::error::Error;
 use crate::names::{Server, ServerOptions};
 use crate::policy::FilterGate;
-use crate::tun::{Tun, TunOptions};
-use crate::wire::{Wire, WireOptions};
+use crate::userspace::{Refusal, UserspaceError};
 
-/// The port of tunnels, unless it is taken.
-const PORT: u16 = 51_820;
-/// Handshakes a second that strangers may ask for.
-const HANDSHAKES: u32 = 500;
+/// Where a node without a device answers questions for names, if it may: where programs ask, where those ask who know, anywhere.
+const NAMES_PORTS: [u16; 3] = [53, 5353, 0];
 /// How long to wait before the coordinator is asked again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -53,9 +54,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 pub struct NodeOptions {
     /// What it would like to be called.
     pub name: String,
-    /// Where others may reach it, without the port; with 0 as the port, that of its tunnels is put in.
+    /// How packets get in and out of this machine.
+    pub mode: Mode,
+    /// Where others may reach it. A port is that of its tunnels, or of its flows if it has none; with 0, the right one is put in.
     pub endpoints: Vec<SocketAddr>,
-    /// Where names are asked for, besides port 53 of its address in the mesh.
+    /// Where proxies for local programs listen: SOCKS5 and HTTP CONNECT, with what [`State::proxy_file`] holds.
+    pub proxies: Vec<SocketAddr>,
+    /// Where names are asked for, besides its own address.
     pub dns: Vec<SocketAddr>,
     /// Who is asked about other names.
     pub upstream: Vec<SocketAddr>,
@@ -70,6 +75,9 @@ pub enum NodeError {
     /// Its device, sockets or keys.
     #[error(transparent)]
     Data(#[from] Error),
+    /// Its flows or its proxy.
+    #[error(transparent)]
+    Flows(#[from] UserspaceError),
     /// Its coordinator.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -120,6 +128,33 @@ struct Live {
     trouble: Option<String>,
     /// The services that are ready now.
     ready: BTreeSet<String>,
+    /// Those, with the ports that were named.
+    declared: BTreeSet<(String, u16)>,
+}
+
+/// What a node says of itself for as long as it runs.
+#[derive(Debug)]
+struct Said {
+    /// What it asked to be called.
+    wanted: String,
+    endpoints: Vec<SocketAddr>,
+    flows: Vec<SocketAddr>,
+    mode: Mode,
+}
+
+impl Said {
+    fn record(&self, state: &State, unready: BTreeSet<String>) -> NodeRecord {
+        NodeRecord {
+            identity: state.identity.public(),
+            epoch: state.epoch,
+            name: self.wanted.clone(),
+            wireguard: state.wireguard.public(),
+            endpoints: self.endpoints.clone(),
+            flows: self.flows.clone(),
+            mode: self.mode,
+            unready,
+        }
+    }
 }
 
 /// A node that is up. Dropping it takes it down.
@@ -128,11 +163,8 @@ pub struct Node {
     state: Mutex<State>,
     voucher: Voucher,
     name: String,
-    /// What it asked to be called.
-    wanted: String,
-    endpoints: Vec<SocketAddr>,
-    engine: Engine,
-    gate: Arc<FilterGate>,
+    said: Said,
+    carriers: Carriers,
     dns: Server,
     live: Mutex<Live>,
     /// Something is to be said to the coordinator.
@@ -178,23 +210,31 @@ async fn join(
     Ok(voucher)
 }
 
-/// The device, with both addresses; in containers there is often no IPv6 at all, and the other must do.
-fn device(voucher: &Voucher) -> Result<Tun, Error> {
-    let mut options = TunOptions {
-        addresses: vec![(voucher.v4.into(), 10), (voucher.v6.into(), 48)],
-        ..TunOptions::default()
-    };
-    Tun::create(&options, None).or_else(|error| {
-        options.addresses.pop();
-        let tun = Tun::create(&options, None)?;
-        tracing::warn!("there is no IPv6 inside the mesh here: {error}");
-        Ok(tun)
-    })
-}
-
 fn own(voucher: &Signed<Voucher>, state: &State) -> Option<Voucher> {
     let voucher = voucher.verify(&state.coordinator).ok()?;
     (voucher.identity == state.identity.public()).then_some(voucher)
+}
+
+/// Serves names at this node's own address: at the usual port, or without a device at another one where that is not allowed.
+async fn names(current: &Current, options: &NodeOptions) -> Result<Server, NodeError> {
+    let home = current.directory.own().home();
+    let ports = match options.mode {
+        Mode::Tun => &NAMES_PORTS[..1],
+        Mode::Userspace => &NAMES_PORTS,
+    };
+    let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
+    for port in ports {
+        let own = SocketAddr::from((home, *port));
+        let server = ServerOptions {
+            listen: std::iter::once(own).chain(options.dns.clone()).collect(),
+            upstream: options.upstream.clone(),
+        };
+        result = Server::start(server, current.zone.clone()).await;
+        if result.is_ok() {
+            break;
+        }
+    }
+    result.map_err(|error| NodeError::Names((home, 53).into(), error))
 }
 
 impl Node {
@@ -208,34 +248,18 @@ impl Node {
         options: NodeOptions,
         link: &impl Link,
     ) -> Result<Self, NodeError> {
-        let wanted = if state.port == 0 { PORT } else { state.port };
-        let wire = |port| {
-            let options = WireOptions {
-                port,
-                ..WireOptions::default()
-            };
-            Wire::bind(&options, None)
+        let mode = options.mode;
+        // Sockets first: what the node says of itself names their ports.
+        let sockets = Sockets::bind(mode, &mut state)?;
+        let (endpoints, flows) = sockets.endpoints(&options.endpoints);
+        let said = Said {
+            wanted: options.name.clone(),
+            endpoints,
+            flows,
+            mode,
         };
-        // Sockets first: what the node says of itself names their port.
-        let wire = match wire(wanted) {
-            Ok(bound) => bound,
-            Err(_) => wire(0)?,
-        };
-        state.port = wire.port();
-        let endpoints = options.endpoints.iter().map(|at| match at.port() {
-            0 => SocketAddr::new(at.ip(), wire.port()),
-            _ => *at,
-        });
-        let endpoints: Vec<_> = endpoints.collect();
-        let record = |state: &State| NodeRecord {
-            identity: state.identity.public(),
-            epoch: state.epoch,
-            name: options.name.clone(),
-            wireguard: state.wireguard.public(),
-            endpoints: endpoints.clone(),
-            // Until somebody says again that they are there.
-            unready: state.served.clone(),
-        };
+        // Until somebody says again that they are there.
+        let record = |state: &State| said.record(state, state.served.clone());
         let view = state.map();
         let voucher = match state.voucher.as_ref().map(|voucher| own(voucher, &state)) {
             Some(Some(voucher)) => {
@@ -258,29 +282,20 @@ impl Node {
         };
         state.save()?;
 
-        let clock = Arc::new(SystemClock);
-        let core = NoiseCore::new(&state.wireguard, HANDSHAKES, clock.clone());
-        let tun = device(&voucher)?;
-        let gate = Arc::new(FilterGate::closed(Instant::now()));
-        let engine = Engine::start_guarded(tun, wire, Arc::new(core), clock, gate.clone())?;
-        let current = Current::of(&view, &voucher, overlay_v6_range(&state.coordinator));
-        let at_home = SocketAddr::new(voucher.v4.into(), 53);
-        let listen: Vec<_> = std::iter::once(at_home).chain(options.dns).collect();
-        let server = ServerOptions {
-            listen,
-            upstream: options.upstream,
-        };
-        let dns = Server::start(server, current.zone.clone()).await;
-        let dns = dns.map_err(|error| NodeError::Names(at_home, error))?;
+        let range = overlay_v6_range(&state.coordinator);
+        let current = Current::of(&view, &voucher, state.wireguard.public(), mode, range);
+        // Its address first, which names are served at.
+        let device = carriers::device(mode, &voucher)?;
+        let dns = names(&current, &options).await?;
+        let own = dns.addresses().iter().map(SocketAddr::port);
+        let carriers = Carriers::start(sockets, device, &state, &current, &options, own).await?;
         let name = voucher.name.clone();
         let node = Self {
             state: Mutex::new(state),
             voucher,
             name,
-            wanted: options.name,
-            endpoints,
-            engine,
-            gate,
+            said,
+            carriers,
             dns,
             news: Notify::new(),
             live: Mutex::new(Live {
@@ -290,6 +305,7 @@ impl Node {
                 since_ms: now_ms(),
                 trouble: None,
                 ready: BTreeSet::new(),
+                declared: BTreeSet::new(),
             }),
         };
         node.carry_out(&mut node.live());
@@ -301,14 +317,8 @@ impl Node {
     fn say(&self) {
         let mut live = self.live();
         let state = self.state();
-        let said = state.identity.sign(&NodeRecord {
-            identity: state.identity.public(),
-            epoch: state.epoch,
-            name: self.wanted.clone(),
-            wireguard: state.wireguard.public(),
-            endpoints: self.endpoints.clone(),
-            unready: state.served.difference(&live.ready).cloned().collect(),
-        });
+        let unready = state.served.difference(&live.ready).cloned().collect();
+        let said = state.identity.sign(&self.said.record(&state, unready));
         live.current.said = Some(said);
         self.news.notify_one();
     }
@@ -322,6 +332,15 @@ impl Node {
         let mut live = self.live();
         if ready {
             live.current.may_serve(self.own(&live), service, port)?;
+        }
+        let place = (service.to_owned(), port);
+        let declared = match ready {
+            true => live.declared.insert(place),
+            false => live.declared.remove(&place),
+        };
+        if declared {
+            self.carriers
+                .declare(live.declared.iter().map(|(_, port)| *port));
         }
         let mut state = self.state();
         let known = state.served.contains(service);
@@ -359,16 +378,20 @@ impl Node {
         known.map_or(&self.voucher, |known| &known.voucher)
     }
 
-    /// Sends something to a node inside its tunnel, whatever policy lets pass there, so that the time of a round trip is measured; see
-    /// [`PeerSummary::round_trip_us`]. Whether there may be a tunnel.
-    pub fn probe(&self, name: &str) -> bool {
-        let live = self.live();
-        let peer = live
-            .current
-            .peers
-            .iter()
-            .find(|(_, peer)| peer.name == name);
-        peer.is_some_and(|(key, _)| self.engine.probe(key))
+    /// Measures the way to a node, whatever ports policy lets pass: `None` if its tunnel was asked, which takes a moment to know; see
+    /// [`PeerSummary::round_trip_us`].
+    ///
+    /// # Errors
+    /// There is no such node, nothing may pass, or it does not answer.
+    pub async fn probe(&self, name: &str) -> Result<Option<Duration>, Refusal> {
+        let peer = {
+            let live = self.live();
+            let mut peers = live.current.peers.iter();
+            let found = peers.find(|(_, peer)| peer.name == name);
+            found.map(|(key, peer)| (*key, peer.clone()))
+        };
+        let (key, peer) = peer.ok_or(Refusal::Denied)?;
+        self.carriers.probe(&key, &peer).await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -379,9 +402,9 @@ impl Node {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the data plane should ask before it lets a packet pass; it follows the policy.
+    /// What the data plane asks before it lets something pass; it follows the policy.
     pub fn gate(&self) -> Arc<FilterGate> {
-        Arc::clone(&self.gate)
+        Arc::clone(self.carriers.gate())
     }
 
     /// What the coordinator vouches for.
@@ -389,9 +412,19 @@ impl Node {
         &self.voucher
     }
 
-    /// Its device.
-    pub fn interface(&self) -> &str {
-        self.engine.device().name()
+    /// Its device, if it has one.
+    pub fn interface(&self) -> Option<&str> {
+        self.carriers.device().map(|(name, _)| name)
+    }
+
+    /// Where its services listen: its address in the mesh, or without a device the loopback address that stands for it.
+    pub fn home(&self) -> Ipv4Addr {
+        self.live().current.directory.own().home()
+    }
+
+    /// Ends flows in order, so that others hear of it; nothing passes any more.
+    pub async fn stop(&self) {
+        self.carriers.end().await;
     }
 
     /// Where names are asked for.
@@ -401,25 +434,15 @@ impl Node {
 
     /// Makes the data plane what the view says.
     fn carry_out(&self, live: &mut Live) {
-        let range = overlay_v6_range(&self.state().coordinator);
-        let now = Current::of(&live.view, &self.voucher, range);
+        let (range, key) = {
+            let state = self.state();
+            let range = overlay_v6_range(&state.coordinator);
+            (range, state.wireguard.public())
+        };
+        let now = Current::of(&live.view, &self.voucher, key, self.said.mode, range);
         let before = std::mem::replace(&mut live.current, now);
-        live.current.said = before.said;
-        // Closed before it is opened: who is out is out before anybody else is let in.
-        self.gate.set(live.current.filter.clone());
-        for peer in self.engine.peers() {
-            if !live.current.peers.contains_key(&peer.public_key) {
-                self.engine.remove_peer(&peer.public_key);
-            }
-        }
-        for (key, peer) in &live.current.peers {
-            if before.peers.get(key) == Some(peer) && self.engine.peer(key).is_some() {
-                continue;
-            }
-            if let Err(error) = self.engine.set_peer(&peer.options(*key)) {
-                tracing::warn!(peer = %peer.name, "cannot reach a node: {error}");
-            }
-        }
+        live.current.said = before.said.clone();
+        self.carriers.carry_out(&before, &live.current);
         self.dns.set_zone(live.current.zone.clone());
     }
 
@@ -520,7 +543,7 @@ impl Node {
     pub async fn follow(&self, link: &impl Link) -> Result<std::convert::Infallible, NodeError> {
         let mut pause = FIRST_PAUSE;
         loop {
-            if !self.engine.running() {
+            if !self.carriers.running() {
                 return Err(NodeError::Device);
             }
             let error = match self.exchange(link).await {
@@ -530,9 +553,7 @@ impl Node {
                     continue;
                 }
                 Ok(Some(end)) => {
-                    for peer in self.engine.peers() {
-                        self.engine.remove_peer(&peer.public_key);
-                    }
+                    self.carriers.close();
                     let mut state = self.state();
                     // The next start has to join anew, if it may.
                     state.voucher = None;
@@ -548,60 +569,6 @@ impl Node {
             let turn = u64::from(self.voucher.identity.as_bytes()[0]);
             tokio::time::sleep(pause / 2 + pause * u32::try_from(turn).unwrap_or(0) / 510).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// The node as it sees itself.
-    pub fn status(&self) -> NodeStatus {
-        let live = self.live();
-        let addresses = |voucher: &Voucher| vec![IpAddr::V4(voucher.v4), IpAddr::V6(voucher.v6)];
-        let others = live
-            .view
-            .nodes()
-            .filter(|known| known.voucher.identity != self.voucher.identity);
-        let peers = others.map(|known| {
-            let status = self.engine.peer(&known.record.wireguard);
-            PeerSummary {
-                name: known.voucher.name.clone(),
-                addresses: addresses(&known.voucher),
-                tags: known.voucher.tags.iter().cloned().collect(),
-                allowed: live.current.peers.contains_key(&known.record.wireguard),
-                endpoint: status.as_ref().and_then(|status| status.endpoint),
-                handshake_seconds: status
-                    .as_ref()
-                    .and_then(|status| Some(status.last_handshake?.as_secs())),
-                round_trip_us: status
-                    .as_ref()
-                    .and_then(|status| u64::try_from(status.round_trip?.as_micros()).ok()),
-                received: status.as_ref().map_or(0, |status| status.received_bytes),
-                sent: status.as_ref().map_or(0, |status| status.sent_bytes),
-            }
-        });
-        let served = self.state().served.clone();
-        let services: BTreeMap<_, _> = served
-            .into_iter()
-            .map(|service| {
-                let ready = live.ready.contains(&service);
-                (service, ready)
-            })
-            .collect();
-        let engine = self.engine.status();
-        NodeStatus {
-            name: self.name.clone(),
-            domain: live.current.zone.domain().to_owned(),
-            addresses: addresses(&self.voucher),
-            tags: self.voucher.tags.iter().cloned().collect(),
-            interface: self.interface().to_owned(),
-            port: self.engine.port(),
-            dns: self.dns().to_vec(),
-            cursor: live.view.cursor(),
-            connected: live.connected,
-            since_ms: live.since_ms,
-            trouble: live.trouble.clone(),
-            services,
-            denied_outbound: engine.denied_outbound,
-            denied_inbound: engine.denied_inbound,
-            peers: peers.collect(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a node keeps on disk: `node.json` (who it is) and `map.json` (what it knows).
+//! What a node keeps on disk: `node.json` (who it is), `map.json` (what it knows) and `proxy` (who may use its proxy).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -52,6 +52,8 @@ struct File {
     url: String,
     epoch: u64,
     port: u16,
+    #[serde(default)]
+    flows_port: u16,
     last_ms: u64,
     voucher: Option<Signed<Voucher>>,
     #[serde(default)]
@@ -75,6 +77,8 @@ pub struct State {
     pub epoch: u64,
     /// The port of its tunnels; 0 until it has one.
     pub port: u16,
+    /// The port of its flows; 0 until it has one.
+    pub flows_port: u16,
     /// The latest time that it gave in a request.
     pub last_ms: u64,
     /// What the coordinator vouches for, once it joined.
@@ -129,6 +133,7 @@ impl State {
                     url: mesh.map_or(file.url, |(_, url)| url.to_owned()),
                     epoch: file.epoch,
                     port: file.port,
+                    flows_port: file.flows_port,
                     last_ms: file.last_ms,
                     voucher: file.voucher,
                     served: file.served,
@@ -143,6 +148,7 @@ impl State {
                 url: url.to_owned(),
                 epoch: 0,
                 port: 0,
+                flows_port: 0,
                 last_ms: 0,
                 voucher: None,
                 served: BTreeSet::new(),
@@ -165,6 +171,7 @@ impl State {
             url: self.url.clone(),
             epoch: self.epoch,
             port: self.port,
+            flows_port: self.flows_port,
             last_ms: self.last_ms,
             voucher: self.voucher.clone(),
             served: self.served.clone(),
@@ -185,6 +192,42 @@ impl State {
     pub fn map(&self) -> View {
         let text = fs::read_to_string(self.directory.join("map.json")).unwrap_or_default();
         View::from_cache(self.coordinator, &text)
+    }
+
+    /// Where the proxy's user and password are kept.
+    pub fn proxy_file(&self) -> PathBuf {
+        self.directory.join("proxy")
+    }
+
+    /// The password of the proxy's user, made at the first time: `USER:PASSWORD` in a file that nobody else reads. Whoever removes the file gets
+    /// another at the next start.
+    ///
+    /// # Errors
+    /// The disk refuses, or the file says something else.
+    pub fn proxy_secret(&self, user: &str) -> Result<Zeroizing<String>, StateError> {
+        let path = self.proxy_file();
+        match fs::read_to_string(&path).map(Zeroizing::new) {
+            Ok(text) => {
+                let secret = text.trim_end().strip_prefix(user);
+                let secret = secret.and_then(|rest| rest.strip_prefix(':'));
+                // SOCKS5 carries no more; a short one is no secret.
+                let secret = secret.filter(|secret| (16..=255).contains(&secret.len()));
+                let secret = secret.ok_or_else(|| StateError::Spoilt(path.clone()))?;
+                // Its rights are those of a secret, whoever copied it there.
+                self.write("proxy", &text)?;
+                Ok(Zeroizing::new(secret.to_owned()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let secret = Zeroizing::new(Identity::generate()?.to_base64());
+                self.write("proxy", &Zeroizing::new(format!("{user}:{}\n", *secret)))?;
+                Ok(secret)
+            }
+            Err(source) => Err(StateError::Disk {
+                step: "read",
+                path,
+                source,
+            }),
+        }
     }
 
     /// Whole or not at all, and readable for nobody else.

@@ -1,7 +1,7 @@
 //! The called end: what another node asks for is checked here, and led to a service of this machine.
 //!
-//! Who asks is known from the connection. What it may have is what the gate lets in *and* this machine declared; nothing that is asked
-//! for names a target, so this is a proxy to nowhere else.
+//! Who asks is known from the connection. What it may have is what the gate lets in *and* this machine offers (see [`super::Reach`]); nothing
+//! that is asked for names a target, so this is a proxy to nowhere else.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::carrier::{Core, Rule};
 use super::directory::{Member, loopback};
 use super::flow::{Far, Local, Remote};
-use super::header::{FIRST, GRANTED, Refusal, Request};
+use super::header::{ECHO, FIRST, GRANTED, Refusal, Request};
 use crate::coordination::IdentityKey;
 use crate::policy::Direction;
 
@@ -25,19 +25,27 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// How long a service may take to accept.
 const SERVICE: Duration = Duration::from_secs(3);
 
-async fn request(stream: &mut RecvStream) -> Option<Request> {
+/// What a peer asks for; nothing but an answer, if that is `None`.
+async fn request(stream: &mut RecvStream) -> Option<Option<Request>> {
     let mut bytes = [0; FIRST + 16];
     let (first, rest) = bytes.split_first_chunk_mut::<FIRST>()?;
     stream.read_exact(first).await.ok()?;
+    if *first == ECHO {
+        return Some(None);
+    }
     let length = Request::rest(first)?;
     stream.read_exact(rest.get_mut(..length)?).await.ok()?;
-    Request::decode(&bytes[..FIRST + length])
+    Request::decode(&bytes[..FIRST + length]).map(Some)
 }
 
 /// Serves one stream of a peer.
 pub(super) async fn serve(core: Arc<Core>, peer: IdentityKey, mut remote: Remote) {
     match grant(&core, peer, &mut remote).await {
-        Ok((service, rule)) => {
+        Ok(None) => {
+            remote.whole =
+                remote.send.write_all(&[GRANTED]).await.is_ok() && remote.send.finish().is_ok();
+        }
+        Ok(Some((service, rule))) => {
             if remote.send.write_all(&[GRANTED]).await.is_ok() {
                 core.run(service, &[], Far::Peer(remote), Some(rule)).await;
             }
@@ -56,10 +64,13 @@ async fn grant(
     core: &Arc<Core>,
     peer: IdentityKey,
     remote: &mut Remote,
-) -> Result<(Local, Rule), Refusal> {
+) -> Result<Option<(Local, Rule)>, Refusal> {
     let request = timeout(REQUEST, request(&mut remote.recv)).await;
     let request = request.map_err(|_| Refusal::Silent)?;
-    let request = request.ok_or(Refusal::Confused)?;
+    let Some(request) = request.ok_or(Refusal::Confused)? else {
+        core.partner(&peer)?;
+        return Ok(None);
+    };
     remote.place = Some(core.place()?);
     let v6 = match request.address {
         IpAddr::V4(address) if address == core.directory().own().v4 => false,
@@ -68,28 +79,28 @@ async fn grant(
     };
     let (rule, caller) = core.rule(peer, Direction::Inbound, v6, request.port)?;
     let service = dial(core, &caller, request.port).await?;
-    Ok((Local::new(service), rule))
+    Ok(Some((Local::new(service), rule)))
 }
 
-/// Connects to the service that this machine declared for a port, from the caller's loopback address where that is possible.
+/// Connects to the service that this machine offers at a port, from the caller's loopback address where that is possible.
 pub(super) async fn dial(
     core: &Arc<Core>,
     caller: &Member,
     port: u16,
 ) -> Result<TcpStream, Refusal> {
-    let own = loopback(core.directory().own().v4);
-    let targets = match core.service(port).ok_or(Refusal::Undeclared)? {
-        Some(target) => vec![target],
-        None => own
-            .into_iter()
-            .chain([Ipv4Addr::LOCALHOST])
+    let home = core.directory().own().home();
+    let targets = match core.service(port) {
+        Some(Some(target)) => vec![target],
+        Some(None) => [home, Ipv4Addr::LOCALHOST]
             .map(|address| SocketAddr::from((address, port)))
-            .collect(),
+            .into(),
+        None if core.offers(port) => vec![(home, port).into()],
+        None => return Err(Refusal::Undeclared),
     };
     let source = loopback(caller.v4);
     let mut last = Refusal::Closed;
     for target in targets {
-        match timeout(SERVICE, connect(source, target)).await {
+        match timeout(SERVICE, connect(source, home, target)).await {
             Ok(Ok(service)) => return Ok(service),
             Ok(Err(_)) => last = Refusal::Closed,
             Err(_) => last = Refusal::Silent,
@@ -98,12 +109,16 @@ pub(super) async fn dial(
     Err(last)
 }
 
-async fn connect(source: Option<Ipv4Addr>, target: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(
+    source: Option<Ipv4Addr>,
+    home: Ipv4Addr,
+    target: SocketAddr,
+) -> io::Result<TcpStream> {
     let SocketAddr::V4(v4) = target else {
         return TcpStream::connect(target).await;
     };
     let socket = TcpSocket::new_v4()?;
-    if let Some(source) = source.filter(|_| v4.ip().is_loopback()) {
+    if let Some(source) = source.filter(|_| v4.ip().is_loopback() || *v4.ip() == home) {
         // Where only some loopback addresses exist, the caller looks like any local program.
         let _ = socket.bind(SocketAddr::from((source, 0)));
     }

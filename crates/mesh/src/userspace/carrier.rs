@@ -14,15 +14,15 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Limits;
 use super::arrival;
 use super::directory::{Directory, Member};
 use super::flow::{Carried, Far, Local, Remote, carry};
-use super::header::{GRANTED, Refusal, Request};
+use super::header::{ECHO, GRANTED, Refusal, Request};
 use super::identity::{Credential, Current, NAME, peer_of};
-use super::links::Links;
+use super::links::{LinkStatus, Links};
+use super::{Limits, Reach};
 use crate::coordination::IdentityKey;
-use crate::policy::{Direction, Filter, FilterGate, Flow, Verdict};
+use crate::policy::{Direction, Filter, FilterGate, FilterPeer, Flow, Verdict};
 
 /// TCP's number in policies.
 const TCP: u8 = 6;
@@ -70,6 +70,7 @@ pub(super) struct Core {
     directory: Current,
     gate: Arc<FilterGate>,
     services: RwLock<BTreeMap<u16, Option<SocketAddr>>>,
+    reach: Reach,
     links: Links,
     changes: watch::Sender<u64>,
     flows: Arc<Semaphore>,
@@ -87,6 +88,7 @@ impl Core {
         credential: Credential,
         directory: Current,
         gate: Arc<FilterGate>,
+        reach: Reach,
         mut limits: Limits,
     ) -> Arc<Self> {
         limits.flows = limits.flows.min(Semaphore::MAX_PERMITS);
@@ -96,6 +98,7 @@ impl Core {
             directory,
             gate,
             services: RwLock::default(),
+            reach,
             links: Links::default(),
             changes: watch::Sender::new(0),
             flows: Arc::new(Semaphore::new(limits.flows)),
@@ -167,6 +170,60 @@ impl Core {
     pub(super) fn service(&self, port: u16) -> Option<Option<SocketAddr>> {
         let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
         services.get(&port).copied()
+    }
+
+    /// Whether what listens at this port of this node's own address is offered though nobody declared it.
+    pub(super) fn offers(&self, port: u16) -> bool {
+        match &self.reach {
+            Reach::Declared => false,
+            Reach::Home { except } => !except.contains(&port),
+        }
+    }
+
+    /// A peer with which something may pass.
+    pub(super) fn partner(&self, peer: &IdentityKey) -> Result<Arc<Member>, Refusal> {
+        let directory = self.directory();
+        let member = directory.by_identity(peer).ok_or(Refusal::Unknown)?;
+        let filter = self.filter();
+        let rules = filter.peer(&member.key);
+        let partner = rules.is_some_and(FilterPeer::reachable);
+        partner.then(|| Arc::clone(member)).ok_or(Refusal::Denied)
+    }
+
+    /// What is known of the connection with a peer.
+    pub(super) fn link(&self, peer: &IdentityKey) -> LinkStatus {
+        self.links.status(peer)
+    }
+
+    /// Measures a round trip to a peer, over a new connection if there is none.
+    ///
+    /// # Errors
+    /// Nothing may pass, or the peer does not answer.
+    pub(super) async fn probe(self: &Arc<Self>, peer: &IdentityKey) -> Result<Duration, Refusal> {
+        let member = self.partner(peer)?;
+        let asked = async {
+            // As in `ask`: one that is over may not have been noticed.
+            for _ in 0..2 {
+                let (connection, _in_use) = self.connect(&member).await?;
+                let began = Instant::now();
+                let answer = async {
+                    let (mut send, mut recv) = connection.open_bi().await.ok()?;
+                    send.write_all(&ECHO).await.ok()?;
+                    send.finish().ok()?;
+                    let mut answer = [0];
+                    recv.read_exact(&mut answer).await.ok()?;
+                    Some(answer[0])
+                };
+                match answer.await {
+                    Some(GRANTED) => return Ok(began.elapsed()),
+                    Some(code) => return Err(Refusal::from_code(code)),
+                    None => {}
+                }
+            }
+            Err(Refusal::Unreachable)
+        };
+        let answered = timeout(CONNECTING, asked).await;
+        answered.unwrap_or(Err(Refusal::Silent))
     }
 
     /// Looks again at everything that depends on directory and gate.
@@ -391,8 +448,13 @@ impl Core {
         Err(Refusal::Unreachable)
     }
 
+    /// Whether there is a connection with a node.
+    pub(super) fn connected(&self, peer: &IdentityKey) -> bool {
+        self.links.newest(peer).is_some()
+    }
+
     /// A connection with a node: one that is there, or a new one.
-    async fn connect(
+    pub(super) async fn connect(
         self: &Arc<Self>,
         member: &Arc<Member>,
     ) -> Result<(Connection, Arc<()>), Refusal> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use crate::coordination::{IdentityKey, Known, View, Voucher};
+use crate::coordination::{IdentityKey, Known, Mode, View, Voucher};
 use crate::key::PublicKey;
 use crate::policy::{Policy, Subject};
 
@@ -42,8 +42,26 @@ pub struct Member {
     pub v4: Ipv4Addr,
     /// Its address in the mesh.
     pub v6: Ipv6Addr,
+    /// Whether it has a device. Two nodes that have one reach each other by packets, so there are no doors between them.
+    pub mode: Mode,
     /// Where its carrier listens on UDP; the first few are tried.
     pub endpoints: Vec<SocketAddr>,
+}
+
+impl Member {
+    /// Where its services listen on its machine: its address in the mesh if it has a device, else the loopback address that stands for it.
+    pub fn home(&self) -> Ipv4Addr {
+        match self.mode {
+            Mode::Tun => self.v4,
+            Mode::Userspace => loopback(self.v4).unwrap_or(Ipv4Addr::LOCALHOST),
+        }
+    }
+}
+
+/// Whether something may be sent there: who is hostile does not make this machine talk to itself, or to many.
+fn usable(at: &SocketAddr) -> bool {
+    let ip = at.ip().to_canonical();
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()) && at.port() != 0
 }
 
 /// Everybody in the mesh, and this node. It does not change: another takes its place.
@@ -93,27 +111,33 @@ impl Directory {
         directory
     }
 
-    /// What a view and its policy say, for the node with this voucher.
-    pub fn of(view: &View, policy: &Policy, me: &Voucher, key: PublicKey) -> Self {
+    /// What a view and its policy say, for the node with this voucher, key and mode.
+    pub fn of(view: &View, policy: &Policy, me: &Voucher, key: PublicKey, mode: Mode) -> Self {
         let member = |known: &Known| Member {
             identity: known.voucher.identity,
             key: known.record.wireguard,
             name: known.voucher.name.clone(),
             v4: known.voucher.v4,
             v6: known.voucher.v6,
-            endpoints: known.record.endpoints.clone(),
+            mode: known.record.mode,
+            endpoints: {
+                let all = known.record.flows.iter().copied();
+                all.filter(usable).collect()
+            },
         };
-        let own = view
-            .node(&me.identity)
-            .map(member)
-            .unwrap_or_else(|| Member {
+        // What others know of this node's mode may be old.
+        let own = match view.node(&me.identity).map(member) {
+            Some(known) => Member { mode, ..known },
+            None => Member {
                 identity: me.identity,
                 key,
                 name: me.name.clone(),
                 v4: me.v4,
                 v6: me.v6,
+                mode,
                 endpoints: Vec::new(),
-            });
+            },
+        };
         let nodes: BTreeMap<_, _> = view
             .nodes()
             .map(|known| &known.voucher)
@@ -221,7 +245,9 @@ mod tests {
                     epoch: 1,
                     name: format!("n{seed}"),
                     wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
-                    endpoints: vec![([192, 0, 2, seed], 51821).into()],
+                    endpoints: vec![([192, 0, 2, seed], 51820).into()],
+                    flows: vec![([192, 0, 2, seed], 51821).into()],
+                    mode: Mode::Tun,
                     unready: (seed == 4).then(|| "db".to_owned()).into_iter().collect(),
                 }),
             };
@@ -241,7 +267,7 @@ mod tests {
         // Before the first frame a node knows what was vouched for when it joined.
         let mut view = View::new(book.key());
         let key = crate::PrivateKey::from_bytes([3; 32]).public();
-        let alone = Directory::of(&view, &policy, &vouchers[1], key);
+        let alone = Directory::of(&view, &policy, &vouchers[1], key, Mode::Userspace);
         assert_eq!(alone.members().count(), 1);
         assert_eq!(
             (names(&alone, "db"), alone.own().key),
@@ -249,7 +275,7 @@ mod tests {
         );
         let frame = serde_json::from_str(&book.frame(0).unwrap()).unwrap();
         view.apply(&frame).unwrap();
-        let directory = Directory::of(&view, &policy, &vouchers[0], key);
+        let directory = Directory::of(&view, &policy, &vouchers[0], key, Mode::Userspace);
         assert_eq!(directory.own().name, "n2");
         // The other one says that it is not ready.
         assert_eq!(names(&directory, "db.mesh.internal"), "n3");

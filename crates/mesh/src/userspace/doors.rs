@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use super::carrier::Core;
-use super::directory::{Directory, loopback};
+use super::directory::{Directory, Member, loopback};
 use super::flow::Local;
 use crate::coordination::IdentityKey;
 use crate::policy::{Direction, Filter, Flow, Verdict};
@@ -53,7 +53,10 @@ fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Plac
     let own = directory.own();
     let mut wanted = BTreeMap::new();
     let others = directory.members();
-    for member in others.filter(|member| member.identity != own.identity) {
+    let other = |member: &&Arc<Member>| member.identity != own.identity;
+    // Two that have a device have a tunnel.
+    let flows = |member: &&Arc<Member>| !(own.mode.is_tun() && member.mode.is_tun());
+    for member in others.filter(other).filter(flows) {
         let Some(address) = loopback(member.v4) else {
             continue;
         };

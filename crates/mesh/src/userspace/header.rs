@@ -3,6 +3,7 @@
 //! ```text
 //! caller ──► 1, 4 or 6, port (16 bits), address (4 or 16 bytes), then what the flow carries
 //!        ◄── 0, then what the flow carries; or the number of a refusal, and the end
+//! caller ──► 2, 0, 0, 0, and the end: whoever is called says 0 and ends too, so the time of a round trip is known
 //! ```
 //!
 //! The address is one that the called node has in the mesh. It is the caller who resolves names, since the mesh gives the same answer everywhere.
@@ -11,6 +12,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The kind of a flow over TCP.
 const TCP: u8 = 1;
+/// What asks for an answer and nothing else.
+pub(super) const ECHO: [u8; FIRST] = [2, 0, 0, 0];
 /// The part of a request that all have.
 pub(super) const FIRST: usize = 4;
 /// The answer to a request that is granted.

@@ -1,6 +1,7 @@
 //! Connections to other nodes: kept by node, used by all flows to and from it, given up when they are of no use.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,23 @@ const GONE: (VarInt, &[u8]) = (VarInt::from_u32(4), b"not in the mesh");
 /// When connecting to a node failed last. Whoever waited meanwhile need not try again.
 pub(super) type Opening = Arc<tokio::sync::Mutex<Option<Instant>>>;
 
+/// What is known of the connections with a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// Where the newest leads to, and how long ago it was opened.
+    pub open: Option<(SocketAddr, Duration)>,
+    /// The time of a round trip over it, as its packets show.
+    pub round_trip: Option<Duration>,
+    /// Bytes in datagrams to the node since the start, over all connections.
+    pub sent: u64,
+    /// Bytes in datagrams from it.
+    pub received: u64,
+}
+
 #[derive(Debug)]
 struct Link {
     connection: Connection,
+    opened: Instant,
     /// Every flow has one of these too.
     in_use: Arc<()>,
     unused_since: Instant,
@@ -31,6 +46,21 @@ struct Peer {
     /// The newest last.
     links: Vec<Link>,
     opening: Opening,
+    /// Bytes sent and received over connections that are gone.
+    past: (u64, u64),
+}
+
+impl Peer {
+    fn retire(&mut self, gone: &Connection) {
+        let (sent, received) = bytes(gone);
+        self.past.0 += sent;
+        self.past.1 += received;
+    }
+}
+
+fn bytes(connection: &Connection) -> (u64, u64) {
+    let counts = connection.stats();
+    (counts.udp_tx.bytes, counts.udp_rx.bytes)
 }
 
 /// All connections.
@@ -65,14 +95,17 @@ impl Links {
     pub(super) fn add(&self, peer: IdentityKey, connection: Connection) -> Arc<()> {
         let in_use = Arc::new(());
         let mut peers = self.peers();
-        let links = &mut peers.entry(peer).or_default().links;
-        if links.len() >= MOST {
+        let peer = peers.entry(peer).or_default();
+        if peer.links.len() >= MOST {
             let unused = |link: &Link| Arc::strong_count(&link.in_use) == 1;
-            let at = links.iter().position(unused).unwrap_or(0);
-            close(&links.remove(at).connection, REPLACED);
+            let at = peer.links.iter().position(unused).unwrap_or(0);
+            let gone = peer.links.remove(at).connection;
+            peer.retire(&gone);
+            close(&gone, REPLACED);
         }
-        links.push(Link {
+        peer.links.push(Link {
             connection,
+            opened: Instant::now(),
             in_use: Arc::clone(&in_use),
             unused_since: Instant::now(),
         });
@@ -83,8 +116,12 @@ impl Links {
     pub(super) fn remove(&self, peer: &IdentityKey, connection: &Connection) {
         let mut peers = self.peers();
         if let Some(known) = peers.get_mut(peer) {
+            let before = known.links.len();
             let other = |link: &Link| link.connection.stable_id() != connection.stable_id();
             known.links.retain(other);
+            if known.links.len() < before {
+                known.retire(connection);
+            }
         }
     }
 
@@ -98,6 +135,7 @@ impl Links {
                 }
                 return false;
             }
+            let mut gone = Vec::new();
             peer.links.retain_mut(|link| {
                 if Arc::strong_count(&link.in_use) > 1 {
                     link.unused_since = now;
@@ -105,11 +143,42 @@ impl Links {
                 let stay = now.duration_since(link.unused_since) < keep;
                 if !stay {
                     close(&link.connection, UNUSED);
+                    gone.push(link.connection.clone());
                 }
                 stay
             });
-            !peer.links.is_empty() || Arc::strong_count(&peer.opening) > 1
+            for connection in &gone {
+                peer.retire(connection);
+            }
+            !peer.links.is_empty() || Arc::strong_count(&peer.opening) > 1 || peer.past != (0, 0)
         });
+    }
+
+    /// What is known of those with a node.
+    pub(super) fn status(&self, peer: &IdentityKey) -> LinkStatus {
+        let peers = self.peers();
+        let Some(peer) = peers.get(peer) else {
+            return LinkStatus::default();
+        };
+        let (mut sent, mut received) = peer.past;
+        for link in &peer.links {
+            let (more_sent, more_received) = bytes(&link.connection);
+            sent += more_sent;
+            received += more_received;
+        }
+        let mut links = peer.links.iter().rev();
+        let newest = links.find(|link| link.connection.close_reason().is_none());
+        let place = |link: &Link| {
+            let at = link.connection.remote_address();
+            let at = SocketAddr::new(at.ip().to_canonical(), at.port());
+            (at, link.opened.elapsed())
+        };
+        LinkStatus {
+            open: newest.map(place),
+            round_trip: newest.map(|link| link.connection.rtt()),
+            sent,
+            received,
+        }
     }
 
     /// How many there are.

@@ -10,9 +10,11 @@
 //! ```
 //!
 //! - *Who*: both ends show their identity's Ed25519 key and sign the handshake with it (`identity`). Those who are not in the [`Directory`] get no
-//!   connection. A connection serves all flows between two nodes, of both directions; it is opened for the first of them and closed some time after the last.
+//!   connection. A connection serves all flows between two nodes, of both directions; it is opened for the first of them and closed some time after the last,
+//!   or opened ahead by a node that could else not be called ([`UserspaceOptions::keep_in_touch`]).
 //! - *What*: the caller's gate is asked before anything is sent, and the called node's before anything is connected; the address is that of the
-//!   node that the connection proved. A service is reached only if this machine declared its port ([`Service`]), and only on loopback. What is not a
+//!   node that the connection proved. A service is reached only if this machine declared its port ([`Service`]), or listens for it at the node's own
+//!   address and said that this is enough ([`Reach`]), and only on loopback or at that address. What is not a
 //!   name or an address of the mesh is refused, so this is a proxy to nowhere else. When directory or gate change, flows that
 //!   they no longer allow break off: at once after [`Userspace::set_directory`] or [`Userspace::refresh`], else within about a second.
 //! - *Doors*: in each node's name there is a loopback address, the same on every machine: [`loopback`] exchanges 100.64.0.0/10 for 127.64.0.0/10. Names
@@ -24,6 +26,9 @@
 //! - *Ends*: what one side ends in order the other sees end in order, each direction by itself; everything else is seen as a reset (`flow`).
 //! - *Bounds*: flows, connections with a node, handshakes, clients that have not said yet what they want, doors, what a flow and a connection hold in memory, and every wait.
 //!
+//! A node that has a device runs a carrier too, for those that have none: it has doors to them alone, and its own services are at its address in
+//! the mesh ([`Member::home`]), where callers without a device are seen by their loopback addresses.
+//!
 //! How a program uses it: it follows the coordinator as in the other modes, and hands over what it learns.
 //!
 //! ```no_run
@@ -33,7 +38,7 @@
 //! # use mesh::userspace::*;
 //! # async fn up(identity: Identity, view: &View, policy: &Policy, me: &Voucher, key: mesh::PublicKey) -> Result<(), UserspaceError> {
 //! let gate = Arc::new(FilterGate::closed(Instant::now()));
-//! let directory = Directory::of(view, policy, me, key);
+//! let directory = Directory::of(view, policy, me, key, mesh::coordination::Mode::Userspace);
 //! let mut options = UserspaceOptions::new(identity, directory, Arc::clone(&gate));
 //! options.services = vec![Service { port: 5432, target: None }];
 //! options.proxies = vec![ProxyOptions {
@@ -65,8 +70,9 @@ mod proxy;
 pub mod socks;
 #[cfg(test)]
 mod tests;
+mod touch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
@@ -78,10 +84,11 @@ pub use credentials::Credentials;
 pub use directory::{Directory, Member, loopback, mesh_address};
 use doors::Doors;
 pub use header::{Refusal, Request};
+pub use links::LinkStatus;
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 use tokio::net::TcpListener;
 
-use crate::coordination::Identity;
+use crate::coordination::{Identity, IdentityKey};
 use crate::error::Error;
 use crate::policy::FilterGate;
 
@@ -95,6 +102,19 @@ pub struct Service {
     pub port: u16,
     /// Where it listens: a loopback address that is not another node's. If absent, at the same port of this node's own loopback address, else of 127.0.0.1.
     pub target: Option<SocketAddr>,
+}
+
+/// What of this machine others may reach, as far as the gate lets them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// The services that were declared.
+    #[default]
+    Declared,
+    /// Those, and what listens at this node's own address ([`Member::home`]), but for these ports.
+    Home {
+        /// What is not for others: servers for local programs, such as this node's own.
+        except: BTreeSet<u16>,
+    },
 }
 
 /// Where a proxy for local programs listens.
@@ -144,8 +164,12 @@ pub struct UserspaceOptions {
     pub doors: bool,
     /// Ports for doors beside those that rules name one by one, where a rule allows them as part of a range.
     pub door_ports: Vec<u16>,
-    /// What of this machine others may reach.
+    /// Whether connections are kept with the first few who may begin flows to this node, so that they can where nobody can connect to it: behind NAT.
+    pub keep_in_touch: bool,
+    /// What was declared.
     pub services: Vec<Service>,
+    /// What of this machine others may reach.
+    pub reach: Reach,
     /// Bounds.
     pub limits: Limits,
 }
@@ -161,7 +185,9 @@ impl UserspaceOptions {
             proxies: Vec::new(),
             doors: true,
             door_ports: Vec::new(),
+            keep_in_touch: false,
             services: Vec::new(),
+            reach: Reach::Declared,
             limits: Limits::default(),
         }
     }
@@ -261,6 +287,19 @@ impl Userspace {
         let address = options.listen;
         let failed = |source| UserspaceError::Listen { address, source };
         let socket = UdpSocket::bind(address).map_err(failed)?;
+        Self::start_on(options, socket).await
+    }
+
+    /// Brings a node up on a socket that is bound already; `listen` means nothing.
+    ///
+    /// # Errors
+    /// As [`Userspace::start`].
+    pub async fn start_on(
+        options: UserspaceOptions,
+        socket: UdpSocket,
+    ) -> Result<Self, UserspaceError> {
+        let address = options.listen;
+        let failed = |source| UserspaceError::Listen { address, source };
         // More is faster, less works too.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER);
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER);
@@ -291,8 +330,15 @@ impl Userspace {
             let address = listener.local_addr().map_err(failed)?;
             listeners.push((listener, address, proxy.credentials));
         }
-        let proxies = listeners.iter().map(|(_, address, _)| *address).collect();
+        let proxies: Vec<_> = listeners.iter().map(|(_, address, _)| *address).collect();
         no_circle(&services, &proxies)?;
+        let reach = match options.reach {
+            Reach::Home { mut except } => {
+                except.extend(proxies.iter().map(SocketAddr::port));
+                Reach::Home { except }
+            }
+            Reach::Declared => Reach::Declared,
+        };
 
         let credential = identity::Credential::new(&options.identity)?;
         let directory = Arc::new(RwLock::new(Arc::new(options.directory)));
@@ -315,10 +361,14 @@ impl Userspace {
             credential,
             directory,
             options.gate,
+            reach,
             options.limits,
         );
         core.set_services(services);
         core.begin();
+        if options.keep_in_touch {
+            core.spawn(touch::keep(Arc::clone(&core)));
+        }
         for (listener, _, credentials) in listeners {
             core.spawn(proxy::serve(Arc::clone(&core), listener, credentials));
         }
@@ -372,6 +422,19 @@ impl Userspace {
         self.core.refresh();
     }
 
+    /// Measures a round trip to a node, whatever ports policy lets pass, over a new connection if there is none.
+    ///
+    /// # Errors
+    /// Nothing may pass between the two, or the node does not answer within some seconds.
+    pub async fn probe(&self, peer: &IdentityKey) -> Result<Duration, Refusal> {
+        self.core.probe(peer).await
+    }
+
+    /// What is known of the connections with a node.
+    pub fn peer(&self, peer: &IdentityKey) -> LinkStatus {
+        self.core.link(peer)
+    }
+
     /// What is there now.
     pub fn status(&self) -> UserspaceStatus {
         let (flows, connections) = self.core.sizes();
@@ -391,6 +454,11 @@ impl Userspace {
 
     /// Ends everything and waits until no task is left. Flows break off; other nodes are told.
     pub async fn stop(self) {
+        self.end().await;
+    }
+
+    /// As [`Userspace::stop`], where others share it. It is of no use afterwards.
+    pub async fn end(&self) {
         self.core.end();
         self.core.ended().await;
     }
@@ -404,7 +472,7 @@ impl Drop for Userspace {
 
 fn no_circle(
     services: &BTreeMap<u16, Option<SocketAddr>>,
-    proxies: &Vec<SocketAddr>,
+    proxies: &[SocketAddr],
 ) -> Result<(), UserspaceError> {
     for proxy in proxies {
         let circle = services.iter().any(|(port, target)| match target {

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod flows;
+mod home;
 mod hostile;
 mod proxies;
 
@@ -39,6 +40,7 @@ pub(super) fn member(number: u32) -> Member {
         name: format!("node{number}"),
         v4: overlay_v4(number).unwrap(),
         v6: overlay_v6(&IdentityKey::from_bytes([0; 32]), number),
+        mode: crate::coordination::Mode::Userspace,
         endpoints: Vec::new(),
     }
 }

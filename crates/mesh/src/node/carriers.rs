@@ -1,0 +1,343 @@
+//! What carries between this node and the others: tunnels over a device, if the machine allows one, and flows.
+//!
+//! Every node carries flows. Two that have a device each speak through a tunnel; where one has none, both use flows.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::current::{Current, Peer};
+use super::state::State;
+use super::status::Way;
+use super::{NodeError, NodeOptions};
+use crate::clock::SystemClock;
+use crate::coordination::{IdentityKey, Mode, Voucher};
+use crate::crypto::NoiseCore;
+use crate::engine::{Engine, EngineStatus};
+use crate::error::Error;
+use crate::key::PublicKey;
+use crate::policy::{Filter, FilterGate};
+use crate::tun::{Tun, TunOptions};
+use crate::userspace::{
+    Credentials, ProxyOptions, Reach, Refusal, Service, Userspace, UserspaceOptions,
+    UserspaceStatus,
+};
+use crate::wire::{Wire, WireOptions};
+
+/// The port of tunnels, unless it is taken, and that of flows.
+const TUNNELS_PORT: u16 = 51_820;
+const FLOWS_PORT: u16 = 51_821;
+/// Handshakes a second that strangers may ask for.
+const HANDSHAKES: u32 = 500;
+/// Who uses the proxy is called so.
+const PROXY_USER: &str = "atoll";
+
+/// The sockets that others reach a node at; bound first, since what the node says of itself names their ports.
+pub(super) struct Sockets {
+    wire: Option<Wire>,
+    flows: UdpSocket,
+    flows_port: u16,
+}
+
+fn wanted(port: u16, usual: u16) -> u16 {
+    if port == 0 { usual } else { port }
+}
+
+impl Sockets {
+    /// Binds what the mode needs: at the ports of the last time if they are free.
+    pub(super) fn bind(mode: Mode, state: &mut State) -> Result<Self, NodeError> {
+        let wire = |port| {
+            let options = WireOptions {
+                port,
+                ..WireOptions::default()
+            };
+            Wire::bind(&options, None)
+        };
+        let wire = match mode {
+            Mode::Tun => {
+                let port = wanted(state.port, TUNNELS_PORT);
+                Some(wire(port).or_else(|_| wire(0))?)
+            }
+            Mode::Userspace => None,
+        };
+        // In containers there is often no IPv6 at all.
+        let any = [
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            IpAddr::from([0, 0, 0, 0]),
+        ];
+        let places = [wanted(state.flows_port, FLOWS_PORT), 0]
+            .into_iter()
+            .flat_map(|port| any.map(|ip| SocketAddr::new(ip, port)));
+        let mut bound = Err(std::io::ErrorKind::AddrNotAvailable.into());
+        for place in places {
+            bound = UdpSocket::bind(place);
+            if bound.is_ok() {
+                break;
+            }
+        }
+        let failed = |error| NodeError::Data(Error::io("bind the socket of flows", error));
+        let flows = bound.map_err(failed)?;
+        let flows_port = flows.local_addr().map_err(failed)?.port();
+        if let Some(wire) = &wire {
+            state.port = wire.port();
+        }
+        state.flows_port = flows_port;
+        Ok(Self {
+            wire,
+            flows,
+            flows_port,
+        })
+    }
+
+    /// Where tunnels and flows are reached, if this machine is reached there.
+    pub(super) fn endpoints(&self, at: &[SocketAddr]) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        let tunnels = self.wire.as_ref().map(|wire| {
+            let all = at.iter().map(|at| match at.port() {
+                0 => SocketAddr::new(at.ip(), wire.port()),
+                _ => *at,
+            });
+            all.collect()
+        });
+        let mut flows = Vec::new();
+        for at in at {
+            // A port that was named is that of the tunnels, where there are some.
+            let port = match at.port() {
+                port if port != 0 && self.wire.is_none() => port,
+                _ => self.flows_port,
+            };
+            let at = SocketAddr::new(at.ip(), port);
+            if !flows.contains(&at) {
+                flows.push(at);
+            }
+        }
+        (tunnels.unwrap_or_default(), flows)
+    }
+}
+
+/// The device that the mode needs, with both addresses; in containers there is often no IPv6 at all, and the other must do.
+pub(super) fn device(mode: Mode, voucher: &Voucher) -> Result<Option<Tun>, Error> {
+    if !mode.is_tun() {
+        return Ok(None);
+    }
+    let mut options = TunOptions {
+        addresses: vec![(voucher.v4.into(), 10), (voucher.v6.into(), 48)],
+        ..TunOptions::default()
+    };
+    let tun = Tun::create(&options, None).or_else(|error| {
+        options.addresses.pop();
+        let tun = Tun::create(&options, None)?;
+        tracing::warn!("there is no IPv6 inside the mesh here: {error}");
+        Ok(tun)
+    });
+    tun.map(Some)
+}
+
+/// Whether this machine lets this process have a network device: one is made, and gone again.
+///
+/// # Errors
+/// Why it does not.
+pub fn device_allowed() -> Result<(), Error> {
+    Tun::create(&TunOptions::default(), None).map(drop)
+}
+
+/// All that carries.
+#[derive(Debug)]
+pub(super) struct Carriers {
+    tunnels: Option<Engine>,
+    flows: Userspace,
+    gate: Arc<FilterGate>,
+}
+
+/// What there is between this node and another.
+#[derive(Debug, Default)]
+pub(super) struct Between {
+    pub(super) way: Option<Way>,
+    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) since: Option<Duration>,
+    pub(super) round_trip: Option<Duration>,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+}
+
+impl Carriers {
+    /// Starts what the mode has, with nothing allowed yet. Ports of `own` are servers for local programs.
+    pub(super) async fn start(
+        sockets: Sockets,
+        device: Option<Tun>,
+        state: &State,
+        current: &Current,
+        options: &NodeOptions,
+        own: impl IntoIterator<Item = u16>,
+    ) -> Result<Self, NodeError> {
+        let gate = Arc::new(FilterGate::closed(Instant::now()));
+        let tunnels = match (sockets.wire, device) {
+            (Some(wire), Some(tun)) => {
+                let clock = Arc::new(SystemClock);
+                let core = NoiseCore::new(&state.wireguard, HANDSHAKES, clock.clone());
+                let guarded = Arc::clone(&gate) as Arc<_>;
+                Some(Engine::start_guarded(
+                    tun,
+                    wire,
+                    Arc::new(core),
+                    clock,
+                    guarded,
+                )?)
+            }
+            _ => None,
+        };
+        let mut proxies = Vec::new();
+        if !options.proxies.is_empty() {
+            let secret = state.proxy_secret(PROXY_USER)?;
+            let credentials = Credentials::new(PROXY_USER.as_bytes(), secret.as_bytes());
+            proxies.extend(options.proxies.iter().map(|listen| ProxyOptions {
+                listen: *listen,
+                credentials: Some(credentials),
+            }));
+        }
+        let identity = state.identity.clone();
+        let directory = current.directory.clone();
+        let flows = UserspaceOptions {
+            proxies,
+            keep_in_touch: true,
+            reach: Reach::Home {
+                except: own.into_iter().collect(),
+            },
+            ..UserspaceOptions::new(identity, directory, Arc::clone(&gate))
+        };
+        Ok(Self {
+            tunnels,
+            flows: Userspace::start_on(flows, sockets.flows).await?,
+            gate,
+        })
+    }
+
+    /// Whether all of it still works.
+    pub(super) fn running(&self) -> bool {
+        self.tunnels.as_ref().is_none_or(Engine::running)
+    }
+
+    /// The device, if there is one, and the port of its tunnels.
+    pub(super) fn device(&self) -> Option<(&str, u16)> {
+        let engine = self.tunnels.as_ref()?;
+        Some((engine.device().name(), engine.port()))
+    }
+
+    pub(super) const fn gate(&self) -> &Arc<FilterGate> {
+        &self.gate
+    }
+
+    /// Where the proxies listen.
+    pub(super) fn proxies(&self) -> &[SocketAddr] {
+        self.flows.proxies()
+    }
+
+    /// Makes everything what follows from a view, where it is another than before.
+    pub(super) fn carry_out(&self, before: &Current, now: &Current) {
+        // Closed before it is opened: who is out is out before anybody else is let in.
+        self.gate.set(now.filter.clone());
+        if let Err(error) = self.flows.set_directory(now.directory.clone()) {
+            tracing::error!("flows do not follow the map: {error}");
+        }
+        let Some(engine) = &self.tunnels else {
+            return;
+        };
+        let tunnel = |key: &PublicKey| now.peers.get(key).is_some_and(|peer| peer.mode.is_tun());
+        for peer in engine.peers() {
+            if !tunnel(&peer.public_key) {
+                engine.remove_peer(&peer.public_key);
+            }
+        }
+        let peers = now.peers.iter().filter(|(_, peer)| peer.mode.is_tun());
+        for (key, peer) in peers {
+            if before.peers.get(key) == Some(peer) && engine.peer(key).is_some() {
+                continue;
+            }
+            if let Err(error) = engine.set_peer(&peer.options(*key)) {
+                tracing::warn!(peer = %peer.name, "cannot reach a node: {error}");
+            }
+        }
+    }
+
+    /// From now on these ports lead to 127.0.0.1 too, where nothing listens at the node's own address.
+    pub(super) fn declare(&self, ports: impl IntoIterator<Item = u16>) {
+        // With a device, services are reached at its address alone, whoever calls.
+        if self.tunnels.is_some() {
+            return;
+        }
+        let services = ports.into_iter().map(|port| Service { port, target: None });
+        if let Err(error) = self.flows.set_services(&services.collect::<Vec<_>>()) {
+            tracing::warn!("a service is not offered from 127.0.0.1: {error}");
+        }
+    }
+
+    /// Lets nothing pass any more.
+    pub(super) fn close(&self) {
+        self.gate.set(Filter::default());
+        self.flows.refresh();
+        if let Some(engine) = &self.tunnels {
+            for peer in engine.peers() {
+                engine.remove_peer(&peer.public_key);
+            }
+        }
+    }
+
+    /// Ends flows in order: others hear of it.
+    pub(super) async fn end(&self) {
+        self.close();
+        self.flows.end().await;
+    }
+
+    fn tunnel(&self, peer: &Peer) -> Option<&Engine> {
+        self.tunnels.as_ref().filter(|_| peer.mode.is_tun())
+    }
+
+    /// Measures the way to another; `None` where the tunnel was asked, which says so itself when it knows.
+    pub(super) async fn probe(
+        &self,
+        key: &PublicKey,
+        peer: &Peer,
+    ) -> Result<Option<Duration>, Refusal> {
+        match self.tunnel(peer) {
+            Some(engine) if engine.probe(key) => Ok(None),
+            Some(_) => Err(Refusal::Denied),
+            None => self.flows.probe(&peer.identity).await.map(Some),
+        }
+    }
+
+    /// What there is between this node and another, with whom something may pass or might have.
+    pub(super) fn between(
+        &self,
+        key: &PublicKey,
+        peer: Option<&Peer>,
+        identity: &IdentityKey,
+    ) -> Between {
+        let flows = self.flows.peer(identity);
+        let mut between = Between {
+            way: flows.open.map(|_| Way::Flows),
+            endpoint: flows.open.map(|(at, _)| at),
+            since: flows.open.map(|(_, since)| since),
+            round_trip: flows.round_trip,
+            received: flows.received,
+            sent: flows.sent,
+        };
+        let engine = peer.and_then(|peer| self.tunnel(peer));
+        if let Some(status) = engine.and_then(|engine| engine.peer(key)) {
+            between.way = status.last_handshake.map(|_| Way::Tunnel).or(between.way);
+            between.endpoint = status.endpoint;
+            between.since = status.last_handshake;
+            between.round_trip = status.round_trip;
+            between.received += status.received_bytes;
+            between.sent += status.sent_bytes;
+        }
+        between
+    }
+
+    /// What the engine counts; nothing if there is none.
+    pub(super) fn tunnels_status(&self) -> Option<EngineStatus> {
+        self.tunnels.as_ref().map(Engine::status)
+    }
+
+    pub(super) fn flows_status(&self) -> UserspaceStatus {
+        self.flows.status()
+    }
+}
