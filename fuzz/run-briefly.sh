@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs each fuzz target for SECONDS (10 if none are given), two at a time, from the seeds that are
-# checked in. Needs cargo-fuzz; builds with nightly if there is one. Writes below the target folder.
+# checked in. Builds with nightly if there is one. Writes below the target folder.
 set -euo pipefail
 cd "$(dirname "$0")"
 seconds=${1:-10}
@@ -12,9 +12,8 @@ mkdir -p "$target/corpus" "$target/artifacts"
 : >"$target/no-guest"
 export ATOLL_GUEST_BINARY=$target/no-guest
 
-if ! cargo fuzz --version >/dev/null 2>&1; then
-  cargo install cargo-fuzz --locked --quiet
-fi
+PATH=$(dirname "$(../scripts/tool.sh cargo-fuzz)"):$PATH
+export PATH
 if cargo +nightly --version >/dev/null 2>&1; then
   toolchain=(+nightly)
 else

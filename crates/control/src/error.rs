@@ -1,5 +1,7 @@
 //! Errors on their way to the caller.
 
+pub(crate) use api::rest::query::{invalid, shorten};
+
 use api::{ErrorCode, Problem, error::ProblemBody};
 use axum::{
     Json,
@@ -92,17 +94,7 @@ pub(crate) fn plain(status: StatusCode, message: &str) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// The request is malformed or asks for something impossible.
-pub(crate) fn invalid(cause: impl Into<String>) -> Problem {
-    Problem::new(ErrorCode::InvalidArgument, cause, "")
-}
-
 /// The thing does not exist, or is not the caller's.
 pub(crate) fn not_found(cause: impl Into<String>) -> Problem {
     Problem::new(ErrorCode::NotFound, cause, "")
-}
-
-/// At most the first 80 characters of a text from outside, for messages.
-pub(crate) fn shorten(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(80).collect()
 }

@@ -1,5 +1,7 @@
 //! Parts of requests, bounded, and refused with our own error body.
 
+pub(crate) use api::rest::query::number;
+
 use crate::{
     error::{ApiError, invalid, shorten},
     plane::Plane,
@@ -102,26 +104,5 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<Plane>> for Segments<T> {
             Ok(Path(segments)) => Ok(Self(segments)),
             Err(_) => Err(invalid("The path is not valid UTF-8").into()),
         }
-    }
-}
-
-/// A whole number out of a query, where absent means `default`.
-pub(crate) fn number(
-    name: &str,
-    text: Option<&str>,
-    default: i64,
-    range: std::ops::RangeInclusive<i64>,
-) -> Result<i64, Problem> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else {
-        return Ok(default);
-    };
-    match text.parse::<i64>() {
-        Ok(number) if range.contains(&number) => Ok(number),
-        _ => Err(invalid(format!(
-            "Invalid {name} `{}`: expected a whole number from {} to {}",
-            shorten(text),
-            range.start(),
-            range.end()
-        ))),
     }
 }

@@ -18,8 +18,6 @@ mod catalogue;
 mod control;
 mod error;
 mod extract;
-#[doc(hidden)]
-pub mod fuzzing;
 mod idempotency;
 mod keys;
 mod mesh;

@@ -53,7 +53,8 @@ pub(crate) struct Coordinator {
     stop: CancellationToken,
 }
 
-fn now_ms() -> u64 {
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
 }
 

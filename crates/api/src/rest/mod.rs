@@ -3,11 +3,14 @@
 //! [`sandbox`], [`state`], [`network`], [`template`], [`metric`], [`log`] and [`team`] are E2B's, so that its
 //! clients work unchanged; [`v1`] and [`mesh`] are Atoll's own. Field names on the wire follow E2B's published
 //! clients, oddities included (`memoryMB`, `allow_internet_access`).
+//! [`listing`] and [`query`] say what queries mean.
 
+pub mod listing;
 pub mod log;
 pub mod mesh;
 pub mod metric;
 pub mod network;
+pub mod query;
 pub mod sandbox;
 pub mod state;
 pub mod team;

@@ -4,6 +4,7 @@ use crate::{
     caller::Admin,
     error::{Answer, not_found},
     extract::{Json, Segments},
+    mesh::now_ms,
     plane::Plane,
 };
 use api::{
@@ -22,10 +23,6 @@ use mesh::coordination::{
     WatchRequest,
 };
 use std::sync::Arc;
-
-fn now_ms() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
-}
 
 /// Make a join token of the mesh (admin keys only)
 ///

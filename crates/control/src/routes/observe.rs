@@ -4,7 +4,6 @@ use crate::{
     caller::Caller,
     error::{Answer, invalid, shorten},
     extract::{Parameters, Segments, number},
-    sandboxes::show::microseconds,
     templates::entry,
 };
 use api::{
@@ -12,6 +11,7 @@ use api::{
     error::ProblemBody,
     node::{LogLevel, MetricSample},
     rest::{
+        listing::microseconds,
         log::{LogText, Logs, LogsQuery, LogsQueryV2, LogsV2},
         metric::{Metric, MetricsQuery, SandboxesMetrics, SandboxesMetricsQuery},
     },

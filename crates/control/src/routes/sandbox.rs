@@ -5,12 +5,13 @@ use crate::{
     caller::Caller,
     error::Answer,
     extract::{Json, Parameters, Segments},
-    sandboxes::{list::Selection, request::Family, show::listed},
+    sandboxes::{request::Family, show::listed},
 };
 use api::{
     error::ProblemBody,
     rest::{
         IDEMPOTENCY_KEY_HEADER, NEXT_TOKEN_HEADER, TOTAL_RUNNING_HEADER,
+        listing::Selection,
         sandbox::{ListQuery, ListedSandbox, NewSandbox, Sandbox, SandboxDetail},
     },
 };

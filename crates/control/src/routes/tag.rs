@@ -4,11 +4,13 @@ use crate::{
     caller::Caller,
     error::Answer,
     extract::{Json, Segments},
-    sandboxes::show::microseconds,
 };
 use api::{
     error::ProblemBody,
-    rest::template::{AssignTags, AssignedTags, DeleteTags, TemplateTag},
+    rest::{
+        listing::microseconds,
+        template::{AssignTags, AssignedTags, DeleteTags, TemplateTag},
+    },
 };
 use axum::Json as Body;
 use http::StatusCode;

@@ -1,10 +1,9 @@
 //! The sandboxes of one tenant.
 //!
-//! [`request`] checks what a caller asks for, [`create`] carries it out, [`list`] filters, orders
-//! pages, [`state`] pauses and forks, [`show`] writes a sandbox the way clients read it.
+//! [`request`] checks what a caller asks for, [`create`] carries it out,
+//! [`api::rest::listing`] filters, orders and pages, [`state`] pauses and forks, [`show`] writes a sandbox the way clients read it.
 
 mod create;
-pub(crate) mod list;
 pub(crate) mod request;
 pub(crate) mod show;
 mod state;
@@ -18,9 +17,9 @@ use crate::{
 use api::{
     ErrorCode, Problem, Resources, SandboxId, Secret, TenantId,
     node::{EndReason, LogLine, MetricSample, NetworkPolicy, Node, SandboxStatus},
+    rest::listing::is_paused,
 };
 use jiff::Timestamp;
-use list::is_paused;
 use std::{sync::Arc, time::Duration};
 
 /// The sandboxes of one tenant: those of others are not there.

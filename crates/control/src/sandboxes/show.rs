@@ -1,20 +1,15 @@
 //! Sandboxes the way clients read them.
 
-use super::{Sandboxes, list::is_paused, sizes};
+use super::{Sandboxes, sizes};
 use api::{
     node::{OnTimeout, SandboxStatus},
     rest::{
         ENVD_VERSION,
+        listing::{is_paused, microseconds},
         network::NetworkConfig,
         sandbox::{Lifecycle, ListedSandbox, ListedState, Sandbox, SandboxDetail},
     },
 };
-use jiff::Timestamp;
-
-/// The same moment to the microsecond: finer than that, not every client can read it.
-pub(crate) fn microseconds(moment: Timestamp) -> Timestamp {
-    Timestamp::from_microsecond(moment.as_microsecond()).unwrap_or(moment)
-}
 
 /// What lists show of a sandbox.
 pub(crate) fn listed(status: &SandboxStatus) -> ListedSandbox {

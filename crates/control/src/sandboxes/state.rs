@@ -1,6 +1,6 @@
 //! Pausing, resuming and forking.
 
-use super::{Found, Sandboxes, later, list::is_paused, paused};
+use super::{Found, Sandboxes, later, paused};
 use crate::{
     error::invalid,
     nodes::{ask, within},
@@ -9,6 +9,7 @@ use crate::{
 use api::{
     ErrorCode, Problem, SandboxId,
     node::{EndReason, ForkChild, Node, SandboxState, SandboxStatus},
+    rest::listing::is_paused,
 };
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};

@@ -5,12 +5,12 @@ use crate::{
     error::not_found,
     extract::number,
     records::{Build, Recipe, Template},
-    sandboxes::{show::microseconds, sizes},
+    sandboxes::sizes,
 };
 use api::{
     BuildId, Problem,
     node::LogLine,
-    rest::{self, ENVD_VERSION, log::LogEntry, v1},
+    rest::{self, ENVD_VERSION, listing::microseconds, log::LogEntry, v1},
 };
 
 /// How many log lines of a build one answer holds at most.

@@ -11,12 +11,13 @@ use crate::{
     names::Reference,
     nodes::within,
     records::{Build, Product, Recipe, Template},
-    sandboxes::{Found, list::Cursor},
+    sandboxes::Found,
 };
 use api::{
     BuildId, ErrorCode, Problem, SandboxId, TemplateId,
     node::{SandboxStatus, TemplateBuild},
     rest::{
+        listing::Cursor,
         state::{SnapshotInfo, SnapshotQuery},
         template::BuildStatus,
     },

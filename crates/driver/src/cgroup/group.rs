@@ -57,6 +57,15 @@ pub struct Limits {
     pub processes: u32,
 }
 
+/// How a group stands when there are not processors enough for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// As everything does that nobody has weighed.
+    Usual,
+    /// It takes what others leave.
+    Least,
+}
+
 /// One sandbox's group. Dropping it leaves it.
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -177,6 +186,22 @@ impl Group {
             write(directory, "pids.max", limits.processes)?;
         }
         Ok(())
+    }
+
+    /// Sets how it stands among the groups beside it when processors are short.
+    pub fn weigh(&self, weight: Weight) -> io::Result<()> {
+        // The kernel's defaults, and the least that it takes.
+        match (self.legacy_of("cpu"), &self.unified) {
+            (Some(directory), _) => {
+                let shares = if weight == Weight::Usual { 1024 } else { 2 };
+                write(directory, "cpu.shares", shares)
+            }
+            (None, Some(directory)) => {
+                let share = if weight == Weight::Usual { 100 } else { 1 };
+                write(directory, "cpu.weight", share)
+            }
+            (None, None) => Ok(()),
+        }
     }
 
     /// Limits reading and writing of a block device, `7:3` for example. Where the machine has no

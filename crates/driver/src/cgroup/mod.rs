@@ -11,7 +11,7 @@ mod freezer;
 mod group;
 mod hierarchy;
 
-pub use group::{Group, IoLimits, Limits};
+pub use group::{Group, IoLimits, Limits, Weight};
 pub use hierarchy::{Hierarchies, Legacy, Unified};
 
 /// Controllers that are used if they are there.

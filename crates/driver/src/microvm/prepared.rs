@@ -4,8 +4,8 @@ use super::{
     Held, Vmm, machine::RunningMachine, notes::Notes, random_bytes, random_token, unsupported,
 };
 use crate::{
-    DriverError, Machine, NetworkSlot, Prepared, StartSpec, blocking::blocking, doing,
-    phases::Stopwatch,
+    DriverError, Machine, NetworkSlot, Prepared, StartSpec, blocking::blocking, cgroup::Weight,
+    doing, phases::Stopwatch,
 };
 use api::{
     Resources, Secret,
@@ -101,7 +101,16 @@ impl<V: Vmm> Drop for PreparedMachine<V> {
 }
 
 /// Makes the guest somebody that nobody knows, runs a shell in it, and lets it stand still again.
+/// Nobody waits for it, so those that somebody waits for come first.
 async fn warm_up<V: Vmm>(hold: &V::Hold, notes: &mut Notes, user: &str) -> Result<(), DriverError> {
+    let weigh = |weight| hold.group.weigh(weight).map_err(doing("weigh a machine"));
+    weigh(Weight::Least)?;
+    let warmed = run_in::<V>(hold, notes, user).await;
+    weigh(Weight::Usual)?;
+    warmed
+}
+
+async fn run_in<V: Vmm>(hold: &V::Hold, notes: &mut Notes, user: &str) -> Result<(), DriverError> {
     let (access_token, control_token) = (random_token()?, random_token()?);
     let odd = |error: api::id::ParseIdError| DriverError::Guest(error.to_string());
     let identity = Identity {

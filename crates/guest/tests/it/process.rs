@@ -292,12 +292,16 @@ async fn a_terminal_works_and_can_be_resized() {
         )
         .await;
     assert_eq!(refused.unwrap_err().code, "failed_precondition");
-    // Job control: the interrupt reaches the job in the foreground alone.
+    // Job control: the interrupt reaches the job in the foreground alone. The job says itself that
+    // it is there: what was typed is shown before anything runs.
     guest
-        .call("/process.Process/SendInput", input("sleep 100\n"))
+        .call(
+            "/process.Process/SendInput",
+            input("bash -c 'echo job $((6 * 7)); exec sleep 100'\n"),
+        )
         .await
         .unwrap();
-    events.until("sleep 100").await;
+    events.until("job 42").await;
     guest
         .call("/process.Process/SendInput", input("\x03"))
         .await

@@ -150,12 +150,12 @@ impl House {
     }
 }
 
-/// Waits until something is so, for at most ten seconds.
+/// Waits until something is so, for at most a minute.
 pub(crate) async fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(
-            began.elapsed() < Duration::from_secs(10),
+            began.elapsed() < Duration::from_secs(60),
             "waited in vain: {what}"
         );
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -181,7 +181,7 @@ pub(crate) async fn ended(agent: &Agent, number: u32) -> SandboxStatus {
         if matches!(status.state, SandboxState::Ended { .. }) {
             return status;
         }
-        assert!(began.elapsed() < Duration::from_secs(10), "{status:?}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{status:?}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

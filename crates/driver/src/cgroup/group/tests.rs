@@ -60,6 +60,52 @@ fn limits_are_taken_and_usage_is_read() {
 }
 
 #[test]
+fn who_weighs_least_takes_what_is_left() {
+    let scratch = Scratch::new("weight");
+    let other = Group::create(&scratch.0, &scratch.1, 8).unwrap();
+    let allowed = fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = allowed
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+        .unwrap();
+    let processor = allowed.trim().split([',', '-']).next().unwrap();
+    // Both want the same processor all the time.
+    let mut spinning = Vec::new();
+    for group in [&scratch.2, &other] {
+        let child = Command::new("taskset")
+            .args(["-c", processor, "sh", "-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
+        for directory in group.directories() {
+            fs::write(directory.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+        spinning.push(child);
+    }
+    let used = |group: &Group| group.usage().unwrap().cpu_time;
+    // What each used until the second one has used so much more.
+    let share = || {
+        let (before, since, begin) = (used(&other), used(&scratch.2), Instant::now());
+        while used(&other) - before < Duration::from_millis(200) {
+            assert!(begin.elapsed() < Duration::from_secs(60));
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        (used(&scratch.2) - since).as_secs_f64() / (used(&other) - before).as_secs_f64()
+    };
+    scratch.2.weigh(Weight::Least).unwrap();
+    let least = share();
+    scratch.2.weigh(Weight::Usual).unwrap();
+    other.weigh(Weight::Least).unwrap();
+    other.weigh(Weight::Usual).unwrap();
+    let usual = share();
+    for child in &mut spinning {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    other.remove().unwrap();
+    assert!(least < 0.3 && usual > 0.5, "{least} {usual}");
+}
+
+#[test]
 fn an_end_by_memory_is_counted() {
     let scratch = Scratch::new("memory");
     let group = &scratch.2;

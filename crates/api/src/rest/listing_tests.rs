@@ -1,7 +1,7 @@
 //! Pages and filters hold for any sandboxes and any query.
 
 use super::*;
-use api::{
+use crate::{
     Resources,
     node::{EndReason, NetworkPolicy, OnTimeout, TemplateBuild},
 };

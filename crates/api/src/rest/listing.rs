@@ -1,14 +1,14 @@
 //! Filters, order and pages of sandboxes: a pure function of all sandboxes and the query.
+//!
+//! Start at [`Selection::parse`], then [`Selection::apply`].
 
-use super::show::microseconds;
-use crate::{
-    error::{invalid, shorten},
-    extract::number,
+use super::{
+    query::{invalid, number, shorten},
+    sandbox::ListQuery,
 };
-use api::{
+use crate::{
     Problem,
     node::{SandboxState, SandboxStatus},
-    rest::sandbox::ListQuery,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
@@ -23,43 +23,55 @@ const MAX_FILTER: usize = 16 << 10;
 
 /// A query that can be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Selection {
+pub struct Selection {
     running: bool,
     paused: bool,
     ascending: bool,
     metadata: Vec<(String, String)>,
     started_after: Option<Timestamp>,
-    /// A template's id or name; none means all.
-    pub(crate) template: Option<String>,
+    /// A template's id, or its name in full; none means all.
+    pub template: Option<String>,
     after: Option<Cursor>,
     limit: usize,
 }
 
 /// The last sandbox of the page before.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cursor {
-    pub(crate) started_at: Timestamp,
-    pub(crate) id: String,
+pub struct Cursor {
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Its id, as several may have started at the same moment.
+    pub id: String,
+}
+
+/// The same moment to the microsecond: finer than that, not every client can read it.
+pub fn microseconds(moment: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(moment.as_microsecond()).unwrap_or(moment)
 }
 
 /// Whether clients are told that it is paused.
-pub(crate) fn is_paused(status: &SandboxStatus) -> bool {
+pub fn is_paused(status: &SandboxStatus) -> bool {
     matches!(status.state, SandboxState::Paused | SandboxState::Pausing)
 }
 
 /// One page.
 #[derive(Debug)]
-pub(crate) struct Listing<'a> {
-    pub(crate) page: Vec<&'a SandboxStatus>,
+pub struct Listing<'a> {
+    /// Its sandboxes, in order.
+    pub page: Vec<&'a SandboxStatus>,
     /// Where the next page starts, if there is one.
-    pub(crate) next_token: Option<String>,
+    pub next_token: Option<String>,
     /// How many of all that match run.
-    pub(crate) running: usize,
+    pub running: usize,
 }
 
 impl Selection {
     /// Checks a query.
-    pub(crate) fn parse(query: &ListQuery) -> Result<Self, Problem> {
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorCode::InvalidArgument`], with what is wrong.
+    pub fn parse(query: &ListQuery) -> Result<Self, Problem> {
         let (mut running, mut paused) = (false, false);
         for state in query.state.as_deref().unwrap_or_default().split(',') {
             match state.trim() {
@@ -132,7 +144,7 @@ impl Selection {
     }
 
     /// The page that the query asks for.
-    pub(crate) fn apply<'a, S: Borrow<SandboxStatus>>(&self, all: &'a [S]) -> Listing<'a> {
+    pub fn apply<'a, S: Borrow<SandboxStatus>>(&self, all: &'a [S]) -> Listing<'a> {
         let place = |status: &'a SandboxStatus| (status.started_at, status.id.as_str());
         let mut matching: Vec<&SandboxStatus> = all
             .iter()
@@ -166,12 +178,18 @@ impl Selection {
 }
 
 impl Cursor {
-    pub(crate) fn token(&self, ascending: bool) -> String {
+    /// The token of the page that starts after it; it is good for one order only.
+    pub fn token(&self, ascending: bool) -> String {
         let order = if ascending { "__asc" } else { "" };
         URL_SAFE_NO_PAD.encode(format!("{}__{}{order}", self.started_at, self.id))
     }
 
-    pub(crate) fn parse(token: &str, ascending: bool) -> Result<Self, Problem> {
+    /// Reads a token.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorCode::InvalidArgument`] if it is none, or one of the other order.
+    pub fn parse(token: &str, ascending: bool) -> Result<Self, Problem> {
         let refuse = || invalid("Invalid next token");
         if token.len() > 256 {
             return Err(refuse());
@@ -199,7 +217,11 @@ impl Cursor {
 
 /// Labels as clients send them: a query string whose names and values are percent-encoded once
 /// more.
-pub(crate) fn parse_metadata(text: &str) -> Result<Vec<(String, String)>, Problem> {
+///
+/// # Errors
+///
+/// [`crate::ErrorCode::InvalidArgument`] if it is longer than 16 KiB or not UTF-8.
+pub fn parse_metadata(text: &str) -> Result<Vec<(String, String)>, Problem> {
     if text.len() > MAX_FILTER {
         return Err(invalid("The metadata filter is too long"));
     }
@@ -247,5 +269,5 @@ fn parse_moment(text: &str) -> Result<Timestamp, Problem> {
 }
 
 #[cfg(test)]
-#[path = "list_tests.rs"]
+#[path = "listing_tests.rs"]
 mod tests;
