@@ -121,6 +121,9 @@ folder = "{}"
         "\"carries_work\""
     );
     assert_eq!(std::fs::read_to_string(here.join("state")).unwrap(), "on");
+    // Nor does anything say how it is suspended.
+    let refused = power("suspend");
+    assert!(!refused.status.success(), "{refused:?}");
     let status: serde_json::Value = serde_json::from_slice(&power("status").stdout).unwrap();
     assert_eq!(status["controllers"][0]["says"], "on");
     assert_eq!(status["last"]["outcome"], "carries_work");

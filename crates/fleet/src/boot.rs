@@ -44,6 +44,13 @@ impl BootTimes {
         self.expected
     }
 
+    /// Takes note of how long it took, if that is known.
+    pub(crate) fn learn_some(&mut self, took: Option<Span>) {
+        if let Some(took) = took {
+            self.learn(took);
+        }
+    }
+
     /// It came up after `span`.
     pub fn learn(&mut self, span: Span) {
         if self.seen.len() == KEPT {

@@ -13,6 +13,11 @@ pub trait Outlook: Send + Sync {
     /// By how much demand in a group will exceed what it is `now`, at the end of `ahead`: the
     /// amount that it stays below with the chance `quantile`. Nothing if it falls.
     fn growth(&self, group: GroupIndex, now: Moment, ahead: Span, quantile: f64) -> Amount;
+
+    /// Whether it has learnt anything that is better than to guess that all stays as it is.
+    fn foresees(&self, _group: GroupIndex, _ahead: Span) -> bool {
+        true
+    }
 }
 
 /// Length of the steps in which a season is remembered.
@@ -301,6 +306,10 @@ impl Forecast {
 }
 
 impl Outlook for Forecast {
+    fn foresees(&self, group: GroupIndex, ahead: Span) -> bool {
+        self.is_trusted(group, ahead)
+    }
+
     fn growth(&self, group: GroupIndex, now: Moment, ahead: Span, quantile: f64) -> Amount {
         let Some(series) = self.groups.get(group.at()) else {
             return Amount::ZERO;

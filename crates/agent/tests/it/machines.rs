@@ -218,7 +218,7 @@ async fn logs_when(agent: &Agent, number: u32, text: &str) {
             return;
         }
         assert!(
-            began.elapsed() < Duration::from_secs(10),
+            began.elapsed() < Duration::from_secs(60),
             "no {text} in {lines:?}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -248,7 +248,7 @@ async fn a_real_sandbox_serves_prints_is_measured_and_leaves_nothing() {
         if let Some(sample) = agent.metrics(&id(1), None, None).await.unwrap().first() {
             break *sample;
         }
-        assert!(began.elapsed() < Duration::from_secs(5));
+        assert!(began.elapsed() < Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert!(sample.memory_used > Bytes(0) && sample.memory_used < Bytes::mebibytes(64));

@@ -26,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   atoll fleet power m7 status --config fleet.toml
   atoll fleet power m7 off --config fleet.toml     only if its node carries no work
+  atoll fleet power m7 suspend --config fleet.toml
 
 What is sent is written down first: interrupted, the same command carries on where it was. A
 machine counts as on when its node answers, and as off when its node is gone and its controller
@@ -78,6 +79,8 @@ enum Action {
     On,
     /// Switch it off
     Off,
+    /// Suspend it, if its configuration says how; `on` wakes it
+    Suspend,
     /// Ask its controllers and look at its node
     Status,
 }
@@ -126,9 +129,18 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     });
     let kept = keep::open(&path).await?;
     let journal = kept.as_ref().map(|kept| Journal::new(kept.store.clone()));
+    let suspends = machine.drivers.first().is_some_and(|one| one.suspends());
+    if matches!(arguments.action, Action::Suspend) && !suspends {
+        return Err(Failure::new(
+            format!("nothing says how {} is suspended", machine.name),
+            "add `suspend` to its `power` in the configuration: drivers `wake-on-lan` and `command` know it",
+        )
+        .into());
+    }
     let wanted = match arguments.action {
         Action::On => Wanted::On,
         Action::Off => Wanted::Off,
+        Action::Suspend => Wanted::Suspended,
         Action::Status => return show(&machine, journal.as_ref(), arguments.json).await,
     };
     let journal = journal.ok_or_else(|| keep::in_use(&path))?;
@@ -241,9 +253,12 @@ fn words(wanted: Wanted, outcome: Outcome) -> &'static str {
     match (outcome, wanted) {
         (Outcome::Done, Wanted::On) => "on, its node answers",
         (Outcome::Done, Wanted::Off) => "off",
+        (Outcome::Done, Wanted::Suspended) => "suspended",
         (Outcome::NeverCame, _) => "told to switch on, and its node never answered",
         (Outcome::WouldNotStop, _) => "could not be switched off",
         (Outcome::CarriesWork, _) => "left on, as its node carries work or may",
+        (Outcome::WouldNotSuspend, _) => "could not be suspended",
+        (Outcome::WentOff, _) => "was to be suspended, and is off",
     }
 }
 

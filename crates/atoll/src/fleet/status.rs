@@ -105,6 +105,7 @@ fn summarise(status: &Status) {
         let wanted = match one.wanted {
             Wanted::On => "on",
             Wanted::Off => "off",
+            Wanted::Suspended => "suspended",
         };
         let error = one.last_error.as_ref();
         let error = error.map_or_else(String::new, |error| format!("; {error}"));

@@ -303,6 +303,26 @@ fn check_machine<'a>(
             "add `power`, or write role = \"base\"",
         );
     }
+    let suspends = matches!(
+        &machine.power,
+        Some(
+            PowerEntry::WakeOnLan {
+                suspend: Some(_),
+                ..
+            } | PowerEntry::Command {
+                suspend: Some(_),
+                ..
+            }
+        )
+    );
+    let watts = machine.watts.or(group.and_then(|group| group.watts));
+    if suspends && watts.is_none_or(|watts| watts.suspended.is_none()) {
+        findings.add(
+            &[here, &[Step::Key("power"), Step::Key("suspend")]].concat(),
+            format!("nothing says what `{}` draws while it is suspended", machine.name),
+            "write `watts` with `suspended`, such as { off = 5, suspended = 9, idle = 120, peak = 300 }",
+        );
+    }
     for (key, power) in [("power", &machine.power), ("fallback", &machine.fallback)] {
         if let Some(power) = power {
             check_power(findings, &below(key), machine, power, known);
@@ -362,7 +382,9 @@ fn check_power<'a>(
         PowerEntry::Ipmi { address, port, .. } => {
             ("address", format!("ipmi {address} {}", port.unwrap_or(623)))
         }
-        PowerEntry::WakeOnLan { mac, off, .. } => {
+        PowerEntry::WakeOnLan {
+            mac, off, suspend, ..
+        } => {
             if parse_mac(mac).is_none() {
                 findings.add(
                     &below("mac"),
@@ -371,6 +393,18 @@ fn check_power<'a>(
                 );
             }
             check_command(findings, &below("off"), off);
+            check_suspension(findings, &below("suspend"), suspend.as_deref(), machine);
+            let tells = machine
+                .node
+                .as_ref()
+                .is_some_and(|node| node.boot_id.is_some());
+            if suspend.is_some() && !tells {
+                findings.add(
+                    &below("suspend"),
+                    format!("nobody could tell whether `{}` was suspended or crashed", machine.name),
+                    "add `boot_id` to its `node`: a command that prints which boot its system is in",
+                );
+            }
             // However it is written: `-` or `:`, small letters or not.
             let bytes = parse_mac(mac).map(|bytes| format!("{bytes:02x?}"));
             (
@@ -379,8 +413,13 @@ fn check_power<'a>(
             )
         }
         PowerEntry::Command {
-            on, off, status, ..
+            on,
+            off,
+            status,
+            suspend,
+            ..
         } => {
+            check_suspension(findings, &below("suspend"), suspend.as_deref(), machine);
             for (key, command) in [("on", on), ("off", off), ("status", status)] {
                 check_command(findings, &below(key), command);
             }
@@ -397,6 +436,37 @@ fn check_power<'a>(
                 machine.name
             ),
             "give each machine its own; otherwise one would be switched off in the other's place",
+        );
+    }
+}
+
+fn check_suspension(
+    findings: &mut Findings<'_>,
+    here: &[Step<'_>],
+    suspend: Option<&[String]>,
+    machine: &MachineEntry,
+) {
+    let Some(command) = suspend else { return };
+    check_command(findings, here, command);
+    if machine.fallback.as_ref().is_some_and(|other| {
+        matches!(
+            other,
+            PowerEntry::WakeOnLan {
+                suspend: Some(_),
+                ..
+            } | PowerEntry::Command {
+                suspend: Some(_),
+                ..
+            }
+        )
+    }) {
+        findings.add(
+            here,
+            format!(
+                "only the first way to switch `{}` suspends it",
+                machine.name
+            ),
+            "leave `suspend` out of its `fallback`, or make that its `power`",
         );
     }
 }

@@ -173,6 +173,9 @@ pub struct NodeEntry {
     /// A command that ends with status 0 if the node carries no work. Without it, the node counts
     /// as carrying work, and is not switched off.
     pub idle: Option<Vec<String>>,
+    /// A command that prints which boot of its system the node is in, such as one of `ssh` that prints
+    /// `/proc/sys/kernel/random/boot_id`: a machine that was suspended comes back with the same one.
+    pub boot_id: Option<Vec<String>>,
 }
 
 /// How a machine is switched.
@@ -214,6 +217,8 @@ pub enum PowerEntry {
         broadcast: Option<SocketAddr>,
         /// The command that switches the machine off, such as one of `ssh`.
         off: Vec<String>,
+        /// The command that suspends it, if it can: it ends before the machine sleeps. Packets wake it.
+        suspend: Option<Vec<String>>,
     },
     /// Commands, for whatever else there is, such as a cloud's instances.
     Command {
@@ -221,8 +226,10 @@ pub enum PowerEntry {
         on: Vec<String>,
         /// The command that switches it off.
         off: Vec<String>,
-        /// The command that prints `on` or `off`.
+        /// The command that prints `on`, `off`, `changing` or, if it can be suspended, `suspended`.
         status: Vec<String>,
+        /// The command that suspends it, if it can; `on` wakes it.
+        suspend: Option<Vec<String>>,
         /// The folder that commands start in.
         folder: Option<PathBuf>,
     },

@@ -132,6 +132,13 @@ fn every_kind_of_mistake_has_its_line_and_its_remedy() {
         "00:11:22:33:44",
         "not a card's address",
     );
+    let also = "off = [\"ssh\", \"m2\", \"poweroff\"], suspend = [\"s\"]";
+    let off = "off = [\"ssh\", \"m2\", \"poweroff\"]";
+    check(off, also, "whether `m2` was suspended or crashed");
+    check(off, also, "only the first way to switch `m2`");
+    let power = "power = { driver = \"redfish\", address = \"https://10.0.0.7\", user = \"root\", password = { file = \"/run/p\" } }";
+    let command = "power = { driver = \"command\", on = [\"a\"], off = [\"b\"], status = [\"c\"], suspend = [\"d\"] }";
+    check(power, command, "draws while it is suspended");
     check(
         "off = [\"ssh\", \"m2\", \"poweroff\"]",
         "off = []",

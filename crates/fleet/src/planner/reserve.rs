@@ -166,6 +166,18 @@ impl Reserve {
         let steps = growth.partition_point(|grown| relevant(*grown, spare));
         Some(Span(steps as u64 * STEP.0))
     }
+
+    /// The same, but `None` also if nobody has learnt yet when demand comes and goes: enough to let a
+    /// machine sleep, as it can be woken, but not to choose how deep.
+    pub(crate) fn foreseen(
+        &self,
+        draft: &Draft<'_>,
+        group: GroupIndex,
+        expected: Option<Span>,
+    ) -> Option<Span> {
+        let forecast = draft.situation.forecast?;
+        expected.filter(|_| forecast.foresees(group, Span::hours(1)))
+    }
 }
 
 /// Whether `spare` is enough for `grown`. Places are a limit of machines, not a demand.

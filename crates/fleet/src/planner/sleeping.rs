@@ -410,7 +410,9 @@ fn settle(
     let unneeded = draft.memory.unneeded(machine, draft.situation.now);
     // Whatever was expected: what nobody needed for so long, nobody needs.
     let idle = expected.map_or(unneeded, |span| span.max(unneeded));
-    let worth = worth::of(draft, machine, moves.len(), expected.map(|_| idle));
+    let group = draft.inventory().machine(machine).group;
+    let foreseen = reserve.foreseen(draft, group, expected).map(|_| idle);
+    let worth = worth::of(draft, machine, moves.len(), foreseen);
     let draining = draft.inventory().machine(machine).draining;
     let tier = (!draining).then_some(Tier::On);
     let debounce = draft.policy().debounce;
@@ -469,8 +471,9 @@ fn deepen(draft: &mut Draft<'_>, reserve: &Reserve, machine: MachineIndex, spare
         return;
     };
     let slept = draft.situation.now.since(one.since);
-    let expected = reserve.lasts(draft, one.group, spare).unwrap_or(Span::ZERO);
-    if slept.max(expected) >= needed {
+    let lasts = reserve.lasts(draft, one.group, spare);
+    let expected = reserve.foreseen(draft, one.group, lasts);
+    if expected.map_or(slept, |span| slept.max(span)) >= needed {
         let decision = Decision::act(Action::PowerOff, Reason::DeeperSleep);
         draft.decide(machine, decision);
     }

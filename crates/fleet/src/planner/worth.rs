@@ -82,8 +82,9 @@ pub(crate) fn deeper_pays_from(machine: &Machine, wear_watt_hours: f64) -> Optio
     if saved <= 0.0 {
         return None;
     }
-    let cost = machine.cycle_watt_hours() + wear_watt_hours - resume_watt_hours(machine, suspended);
-    Some(Span((cost.max(0.0) / saved * 3600.0).ceil() as u64))
+    // It has to wake either way, now to be switched off or later: only the cycle comes on top.
+    let cost = machine.cycle_watt_hours() + wear_watt_hours;
+    Some(Span((cost / saved * 3600.0).ceil() as u64))
 }
 
 /// Watt-hours that suspending and resuming take on top of being suspended.

@@ -125,7 +125,10 @@ impl Executor {
         {
             return Ok(stored.clone());
         }
-        let intent = Intent::new(wanted, now);
+        let mut intent = Intent::new(wanted, now);
+        if let Some(stored) = &before {
+            intent.follow(&stored.record);
+        }
         self.journal
             .write(&self.leadership, machine, before.as_ref(), &intent)
             .await
@@ -158,6 +161,7 @@ impl Executor {
                 intent.outcome = Some(match intent.wanted {
                     Wanted::On => Outcome::NeverCame,
                     Wanted::Off => Outcome::WouldNotStop,
+                    Wanted::Suspended => Outcome::WouldNotSuspend,
                 });
                 self.write(machine, &stored, &intent).await?;
                 return Ok(intent.outcome);
@@ -179,14 +183,28 @@ impl Executor {
         };
         note_sight(&mut intent, &observed);
         match next(&intent, &observed, &self.patience) {
-            Next::End(outcome) => intent.outcome = Some(outcome),
+            Next::End(outcome) => end(&mut intent, machine, outcome).await,
             Next::Send(Switch::On) if !self.admits(now) => {}
             Next::Send(switch) => {
                 note_sending(&mut intent, switch, now);
+                let told = match switch {
+                    // What is to come back is written down before it goes.
+                    Switch::Suspend => bounded(machine.look.boot_id()).await,
+                    Switch::On | Switch::Off | Switch::ForceOff => Ok(intent.boot_id.take()),
+                };
+                let (boot_id, unknown) = match told {
+                    Ok(boot_id) => (boot_id, None),
+                    Err(error) => (None, Some(error)),
+                };
+                intent.boot_id = boot_id;
                 let written = self.write(machine, &stored, &intent).await?;
-                let result = bounded(driver.switch(switch)).await;
+                let result = match unknown {
+                    // Nobody could tell afterwards whether it was suspended.
+                    Some(error) => Err(error),
+                    None => bounded(driver.switch(switch)).await,
+                };
                 let error = result.err().map(|error| error.to_string());
-                note_result(&mut intent, error, machine.drivers.len());
+                note_result(&mut intent, switch, error, machine.drivers.len());
                 self.write(machine, &written, &intent).await?;
                 return Ok(None);
             }
@@ -212,6 +230,25 @@ impl Executor {
         self.journal
             .write(&self.leadership, &machine.name, Some(before), intent)
             .await
+    }
+}
+
+/// Notes how it ended, and of a machine that woke in which boot it is.
+async fn end(intent: &mut Intent, machine: &Switchable, outcome: Outcome) {
+    intent.outcome = Some(outcome);
+    match outcome {
+        Outcome::Done if intent.wanted == Wanted::On && intent.boot_id.is_some() => {
+            let found = bounded(machine.look.boot_id()).await.ok().flatten();
+            intent.note_boot(found.as_deref());
+        }
+        Outcome::WouldNotSuspend => {
+            let unclear = || "it was told to suspend itself, and did not".to_owned();
+            intent.last_error.get_or_insert_with(unclear);
+        }
+        Outcome::WentOff => {
+            intent.last_error = Some("it was to be suspended, and is off".to_owned());
+        }
+        _ => {}
     }
 }
 

@@ -6,11 +6,14 @@
 //! is sent twice and nothing is forgotten.
 //!
 //! A controller's word alone never ends anything: a machine is on when its node was seen, and it is
-//! off when its node is gone and the controller does not say that it is on.
+//! off when its node is gone and the controller does not say that it is on. It is suspended when its
+//! driver accepted that, its node is gone, and nobody says that it is on or off; whether it really
+//! was is seen when it wakes, by the boot that its node is in.
 
 pub mod drivers;
 pub mod executor;
 pub mod journal;
+mod suspension;
 pub mod transition;
 
 use std::time::Duration;
@@ -24,6 +27,8 @@ pub enum Switch {
     Off,
     /// Take its power away.
     ForceOff,
+    /// Ask the machine to suspend itself: it keeps its memory, and wakes as one that is off does.
+    Suspend,
 }
 
 /// What a management controller says.
@@ -33,6 +38,8 @@ pub enum Reading {
     On,
     /// It is off.
     Off,
+    /// It is suspended, and can be told from one that is off.
+    Suspended,
     /// It is changing.
     Changing,
     /// There is no way to ask.
@@ -62,6 +69,11 @@ pub trait PowerDriver: Send + Sync {
     /// Its name, for people.
     fn name(&self) -> &'static str;
 
+    /// Whether it can suspend the machine.
+    fn suspends(&self) -> bool {
+        false
+    }
+
     /// Sends an action. That it was accepted means nothing more than that.
     ///
     /// # Errors
@@ -80,6 +92,15 @@ pub trait PowerDriver: Send + Sync {
 pub trait NodeLook: Send + Sync {
     /// Whether the node answers, and whether it carries work.
     async fn look(&self) -> Sight;
+
+    /// Which boot of its system the node is in, if somebody said how to ask: the same one comes back
+    /// from suspension, and another after a crash or a loss of power.
+    ///
+    /// # Errors
+    /// When it did not say.
+    async fn boot_id(&self) -> Result<Option<String>, PowerError> {
+        Ok(None)
+    }
 }
 
 /// What was seen of a node.

@@ -17,7 +17,10 @@
 //! - *failed*: the deadline has passed. Whoever planned this hears of it, and plans anew.
 //! - *given up* (off only): work has come to the machine. It is never switched off then.
 
-use super::{Reading, Sight, Switch};
+use super::{
+    Reading, Sight, Switch,
+    suspension::{next_off_asleep, next_suspended},
+};
 use crate::moment::{Moment, Span};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +32,8 @@ pub enum Wanted {
     On,
     /// It is off.
     Off,
+    /// It is suspended.
+    Suspended,
 }
 
 /// How it ended.
@@ -43,6 +48,10 @@ pub enum Outcome {
     WouldNotStop,
     /// It carries work, and stays on.
     CarriesWork,
+    /// It could not be suspended, and nothing says that it is off.
+    WouldNotSuspend,
+    /// It was to be suspended, and is off.
+    WentOff,
 }
 
 /// A machine's way, as it is kept in the journal.
@@ -71,6 +80,16 @@ pub struct Intent {
     pub outcome: Option<Outcome>,
     /// What went wrong last, for people.
     pub last_error: Option<String>,
+    /// Whether the machine was suspended when this was wanted, and was not seen awake since, if it is to
+    /// be switched off.
+    #[serde(default)]
+    pub asleep: bool,
+    /// Which boot of its system was suspended, if that can be told.
+    #[serde(default)]
+    pub boot_id: Option<String>,
+    /// Whether the machine that woke is in the boot that was suspended, if that can be told.
+    #[serde(default)]
+    pub resumed: Option<bool>,
 }
 
 impl Intent {
@@ -88,6 +107,9 @@ impl Intent {
             gone_since: None,
             outcome: None,
             last_error: None,
+            asleep: false,
+            boot_id: None,
+            resumed: None,
         }
     }
 }
@@ -121,7 +143,7 @@ impl Default for Patience {
 }
 
 /// A driver that failed so often in a row is left for the fallback, if there is one.
-const FAILURES: u32 = 3;
+pub(super) const FAILURES: u32 = 3;
 /// The time until something is sent again is doubled so often at most.
 const DOUBLINGS: u32 = 4;
 
@@ -154,7 +176,9 @@ pub fn next(intent: &Intent, observed: &Observed, patience: &Patience) -> Next {
     }
     match intent.wanted {
         Wanted::On => next_on(intent, observed, patience),
+        Wanted::Off if intent.asleep => next_off_asleep(intent, observed, patience),
         Wanted::Off => next_off(intent, observed, patience),
+        Wanted::Suspended => next_suspended(intent, observed, patience),
     }
 }
 
@@ -177,15 +201,14 @@ fn next_on(intent: &Intent, observed: &Observed, patience: &Patience) -> Next {
                 Next::Wait
             }
         }
-        Reading::Off | Reading::Unknown if due => Next::Send(Switch::On),
-        Reading::Off | Reading::Unknown => Next::Wait,
+        Reading::Off | Reading::Suspended | Reading::Unknown if due => Next::Send(Switch::On),
+        Reading::Off | Reading::Suspended | Reading::Unknown => Next::Wait,
     }
 }
 
 fn next_off(intent: &Intent, observed: &Observed, patience: &Patience) -> Next {
     let now = observed.now;
-    // Before anything was sent, a node that nobody can see may still carry work.
-    if observed.sight.carries_work && (observed.sight.answers || intent.sent.is_none()) {
+    if may_carry_work(intent, observed) {
         return Next::End(Outcome::CarriesWork);
     }
     let gone = intent.gone_since.filter(|_| !observed.sight.answers);
@@ -196,6 +219,10 @@ fn next_off(intent: &Intent, observed: &Observed, patience: &Patience) -> Next {
                 && gone.is_some_and(|since| now.since(since) >= patience.settle) =>
         {
             return Next::End(Outcome::Done);
+        }
+        // It was told, and is gone: nobody is there to be told again.
+        Reading::Unknown if intent.sent.is_some() && intent.failures == 0 && gone.is_some() => {
+            return Next::Wait;
         }
         _ => {}
     }
@@ -223,8 +250,13 @@ fn next_off(intent: &Intent, observed: &Observed, patience: &Patience) -> Next {
     })
 }
 
+/// Whether the machine may carry work: before anything was sent, a node that nobody can see may too.
+pub(super) fn may_carry_work(intent: &Intent, observed: &Observed) -> bool {
+    observed.sight.carries_work && (observed.sight.answers || intent.sent.is_none())
+}
+
 /// Whether it is time to send something again.
-fn is_due(intent: &Intent, now: Moment, patience: &Patience) -> bool {
+pub(super) fn is_due(intent: &Intent, now: Moment, patience: &Patience) -> bool {
     intent.sent.is_none_or(|sent| {
         let doublings = intent.attempts.saturating_sub(1).min(DOUBLINGS);
         now.since(sent).0 >= patience.retry.0 << doublings
@@ -235,6 +267,10 @@ fn is_due(intent: &Intent, now: Moment, patience: &Patience) -> bool {
 pub fn note_sight(intent: &mut Intent, observed: &Observed) {
     if observed.sight.answers {
         intent.gone_since = None;
+        if intent.asleep && intent.wanted == Wanted::Off {
+            // It was woken, and is switched off as any other from now on.
+            *intent = Intent::new(Wanted::Off, observed.now);
+        }
     } else {
         intent.gone_since.get_or_insert(observed.now);
     }
@@ -248,19 +284,20 @@ pub fn note_sending(intent: &mut Intent, switch: Switch, now: Moment) {
 }
 
 /// Notes what became of what was sent; the next attempt may be another driver's.
-pub fn note_result(intent: &mut Intent, error: Option<String>, drivers: usize) {
+pub fn note_result(intent: &mut Intent, switch: Switch, error: Option<String>, drivers: usize) {
     match error {
         None => {
             intent.failures = 0;
             intent.last_error = None;
-            if intent.wanted == Wanted::Off {
+            if switch != Switch::On {
                 intent.asked = intent.asked.or(intent.sent);
             }
         }
         Some(error) => {
             intent.failures = intent.failures.saturating_add(1);
             intent.last_error = Some(error);
-            if intent.failures >= FAILURES && drivers > 1 {
+            // No fallback suspends.
+            if intent.failures >= FAILURES && drivers > 1 && switch != Switch::Suspend {
                 intent.driver = (intent.driver + 1) % drivers;
                 intent.failures = 0;
             }
@@ -323,7 +360,7 @@ mod tests {
         let mut intent = Intent::new(Wanted::Off, Moment(0));
         check(&intent, Reading::On, true, 0, Next::Send(Switch::Off));
         note_sending(&mut intent, Switch::Off, Moment(0));
-        note_result(&mut intent, None, 1);
+        note_result(&mut intent, Switch::Off, None, 1);
         check(&intent, Reading::On, true, 10, Next::Wait);
         check(
             &intent,
@@ -342,13 +379,13 @@ mod tests {
         for at in [0, 30, 90] {
             check(&intent, Reading::Unknown, true, at, Next::Send(Switch::Off));
             note_sending(&mut intent, Switch::Off, Moment(at));
-            note_result(&mut intent, Some("no answer".into()), 1);
+            note_result(&mut intent, Switch::Off, Some("no answer".into()), 1);
         }
         // The controller is back: the machine has its time from when it was asked.
         check(&intent, Reading::On, true, 210, Next::Send(Switch::Off));
         note_sending(&mut intent, Switch::Off, Moment(210));
         let never = intent.clone();
-        note_result(&mut intent, None, 1);
+        note_result(&mut intent, Switch::Off, None, 1);
         check(&intent, Reading::On, true, 380, Next::Wait);
         check(
             &intent,
@@ -364,7 +401,7 @@ mod tests {
     fn a_controller_that_says_off_while_the_node_answers_is_not_believed() {
         let mut intent = Intent::new(Wanted::Off, Moment(0));
         note_sending(&mut intent, Switch::Off, Moment(0));
-        note_result(&mut intent, None, 1);
+        note_result(&mut intent, Switch::Off, None, 1);
         check(&intent, Reading::Off, true, 20, Next::Wait);
         check(
             &intent,
@@ -402,10 +439,10 @@ mod tests {
     fn the_fallback_comes_after_three_failures() {
         let mut intent = Intent::new(Wanted::On, Moment(0));
         for _ in 0..2 {
-            note_result(&mut intent, Some("no".into()), 2);
+            note_result(&mut intent, Switch::On, Some("no".into()), 2);
             assert_eq!(intent.driver, 0);
         }
-        note_result(&mut intent, Some("no".into()), 2);
+        note_result(&mut intent, Switch::On, Some("no".into()), 2);
         assert_eq!((intent.driver, intent.failures), (1, 0));
     }
 
@@ -439,7 +476,7 @@ mod tests {
                         prop_assert!(switch == Switch::On || idle);
                         prop_assert_eq!(switch == Switch::On, on);
                         note_sending(&mut intent, switch, seen.now);
-                        note_result(&mut intent, fails.then(|| "failed".to_owned()), 2);
+                        note_result(&mut intent, switch, fails.then(|| "failed".to_owned()), 2);
                     }
                     Next::End(outcome) => {
                         if outcome == Outcome::Done {

@@ -216,9 +216,10 @@ pub(super) fn look_at(
     let all = units.iter().enumerate();
     all.map(|(at, unit)| {
         let ago = controllers[at].asked.map(|when| now.since(when));
-        let sure = asked[at].is_none_or(|(_, reading)| reading == Reading::Off);
+        let sleeps = |reading| matches!(reading, Reading::Off | Reading::Suspended);
+        let sure = asked[at].is_none_or(|(_, reading)| sleeps(reading));
         let lately = sure && ago.is_some_and(|ago| ago < ASK_SLEEPERS);
-        let asleep = known[at].power == Power::Off;
+        let asleep = matches!(known[at].power, Power::Off | Power::Suspended);
         let due = known[at].power == Power::On && ago.is_none_or(|ago| ago >= CHECK);
         let check = due && checks < CHECKS;
         checks += usize::from(check);

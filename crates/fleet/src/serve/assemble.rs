@@ -27,7 +27,7 @@ pub(super) fn power(
     let under_way = intent.filter(|one| one.outcome.is_none());
     let answers = seen.is_some_and(|one| one.answers);
     match under_way.map(|one| (one.wanted, one.since)) {
-        Some((Wanted::Off, since)) => return (Power::Stopping, since),
+        Some((Wanted::Off | Wanted::Suspended, since)) => return (Power::Stopping, since),
         Some((Wanted::On, since)) if !answers => return (Power::Waking, since),
         _ => {}
     }
@@ -35,6 +35,7 @@ pub(super) fn power(
         // A way that ended without anybody looking: the machine is where it was to go.
         let power = match known.power {
             Power::Waking => Power::On,
+            Power::Stopping if known.asleep => Power::Suspended,
             Power::Stopping => Power::Off,
             other => other,
         };
@@ -44,11 +45,15 @@ pub(super) fn power(
         (true, _) => Power::On,
         (false, Some(Reading::On)) => Power::On,
         (false, Some(Reading::Changing)) => known.power,
-        // Where there is no way to ask, the node alone tells.
-        (false, Some(Reading::Off | Reading::Unknown)) => Power::Off,
+        (false, Some(Reading::Suspended)) => Power::Suspended,
+        (false, Some(Reading::Off)) => Power::Off,
+        // Where there is no way to ask, the node alone tells, and what we did with it.
+        (false, Some(Reading::Unknown)) if known.asleep => Power::Suspended,
+        (false, Some(Reading::Unknown)) => Power::Off,
         // Neither node nor controller answer: nothing says that it has changed.
         (false, None) => match known.power {
             Power::On => Power::On,
+            _ if known.asleep => Power::Suspended,
             _ => Power::Off,
         },
     };
@@ -71,9 +76,18 @@ pub(super) fn note(known: &mut Known, intent: Option<&Intent>, seen: Option<&See
         Some(_) => known.off_since = None,
         None => {}
     }
-    if power == Power::Off {
+    if matches!(power, Power::Off | Power::Suspended) {
         known.draining = false;
     }
+    if known.asleep && power == Power::On && intent.is_none_or(|one| one.outcome.is_some()) {
+        // Nobody woke it, as far as we know: it would sleep badly again.
+        known.suspension_failed(now);
+    }
+    known.asleep = match power {
+        Power::Suspended => true,
+        Power::On | Power::Off => false,
+        Power::Waking | Power::Stopping => known.asleep,
+    };
     known.answered |= seen.is_some_and(|one| one.answers);
     known.enter(power, since);
 }
@@ -102,6 +116,8 @@ impl Since {
 pub(super) struct Parts<'a> {
     pub(super) base: &'a Inventory,
     pub(super) known: &'a [Known],
+    /// Whether a driver can suspend them.
+    pub(super) suspends: &'a [bool],
     pub(super) seen: &'a [Option<Seen>],
     pub(super) demand: &'a Demand,
     pub(super) since: &'a Since,
@@ -123,8 +139,12 @@ pub(super) fn assemble(parts: &Parts<'_>, now: Moment) -> Inventory {
         machine.draining = known.draining;
         machine.quarantined_until = known.quarantined_until;
         machine.boot = known.boot.clone();
-        // There is no driver that suspends, so nothing is planned that nobody can do.
-        machine.watts.suspended = None;
+        machine.resume = known.resume.clone();
+        // Nothing is planned that nobody can do, or that has just failed.
+        let suspends = parts.suspends[at] && known.no_suspension_until.is_none_or(|at| at <= now);
+        if !suspends && machine.power != Power::Suspended {
+            machine.watts.suspended = None;
+        }
         indices.insert(machine.name.clone(), index);
     }
     let mut sets: HashMap<&str, SetIndex> = HashMap::new();

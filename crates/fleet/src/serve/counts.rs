@@ -15,11 +15,14 @@ pub(super) struct Counts {
     pub(super) on: AtomicU64,
     pub(super) off: AtomicU64,
     pub(super) force_off: AtomicU64,
+    pub(super) suspend: AtomicU64,
     pub(super) failures: AtomicU64,
     pub(super) done: AtomicU64,
     pub(super) never_came: AtomicU64,
     pub(super) would_not_stop: AtomicU64,
     pub(super) carries_work: AtomicU64,
+    pub(super) would_not_suspend: AtomicU64,
+    pub(super) went_off: AtomicU64,
     pub(super) plans: AtomicU64,
     pub(super) plan_micros: AtomicU64,
     pub(super) last_plan_micros: AtomicU64,
@@ -41,6 +44,8 @@ impl Counts {
             Outcome::NeverCame => &self.never_came,
             Outcome::WouldNotStop => &self.would_not_stop,
             Outcome::CarriesWork => &self.carries_work,
+            Outcome::WouldNotSuspend => &self.would_not_suspend,
+            Outcome::WentOff => &self.went_off,
         };
         counter.fetch_add(1, Relaxed);
     }
@@ -58,11 +63,16 @@ impl PowerDriver for Counted {
         self.driver.name()
     }
 
+    fn suspends(&self) -> bool {
+        self.driver.suspends()
+    }
+
     async fn switch(&self, switch: Switch) -> Result<(), PowerError> {
         let counter = match switch {
             Switch::On => &self.counts.on,
             Switch::Off => &self.counts.off,
             Switch::ForceOff => &self.counts.force_off,
+            Switch::Suspend => &self.counts.suspend,
         };
         counter.fetch_add(1, Relaxed);
         let result = self.driver.switch(switch).await;

@@ -94,6 +94,8 @@ pub(super) struct Unit {
 /// A fleet. Only one instance of those that share a store acts; see [`Fleet::try_lead`].
 pub struct Fleet {
     units: Vec<Unit>,
+    /// Which machines a driver can suspend.
+    suspends: Vec<bool>,
     base: Inventory,
     policy: Arc<Policy>,
     /// Which groups Cluster Autoscaler plans.
@@ -157,7 +159,10 @@ impl Fleet {
             false => None,
         };
         let shared = Arc::new(Shared::new(setup.store.clone(), counts, &setup.file, &base));
+        let first = |unit: &Unit| unit.switchable.drivers.first().cloned();
+        let suspends = |unit: &Unit| first(unit).is_some_and(|driver| driver.suspends());
         let fleet = Self {
+            suspends: units.iter().map(suspends).collect(),
             units,
             base,
             policy: Arc::new(setup.file.policy),
@@ -332,6 +337,7 @@ impl Fleet {
         let parts = Parts {
             base: &self.base,
             known: &acting.known,
+            suspends: &self.suspends,
             seen: &seen,
             demand: &acting.demand,
             since: &acting.since,
@@ -499,11 +505,11 @@ impl Fleet {
             .collect();
         view.troubles = intents
             .iter()
-            .filter(|(_, one)| {
-                matches!(
-                    one.outcome,
-                    Some(Outcome::NeverCame | Outcome::WouldNotStop)
-                )
+            .filter(|(_, one)| match one.outcome {
+                Some(Outcome::NeverCame | Outcome::WouldNotStop) => true,
+                Some(Outcome::WouldNotSuspend | Outcome::WentOff) => true,
+                Some(Outcome::Done) => one.resumed == Some(false),
+                Some(Outcome::CarriesWork) | None => false,
             })
             .filter_map(|(name, one)| Some((name.clone(), one.last_error.clone()?)))
             .collect();

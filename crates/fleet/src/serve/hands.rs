@@ -75,7 +75,10 @@ impl Hands {
                 Action::Undrain | Action::Wake => known.draining = false,
                 Action::Keep | Action::Suspend | Action::PowerOff => {}
             }
-            let goes = plan.decisions[at].action == Action::PowerOff;
+            let goes = matches!(
+                plan.decisions[at].action,
+                Action::PowerOff | Action::Suspend
+            );
             if known.draining || goes {
                 known.closed = true;
                 marked.close.push(at);
@@ -123,6 +126,9 @@ impl Hands {
             Action::Wake => Some((index.at(), Wanted::On)),
             // Work might come to a machine that could not be closed.
             Action::PowerOff if !left_open.contains(&index.at()) => Some((index.at(), Wanted::Off)),
+            Action::Suspend if !left_open.contains(&index.at()) => {
+                Some((index.at(), Wanted::Suspended))
+            }
             _ => None,
         });
         let mut written = stream::iter(wants)

@@ -57,9 +57,25 @@ pub(super) struct Known {
     /// silent all the time.
     #[serde(default, skip_serializing)]
     pub(super) off_since: Option<Moment>,
+    /// How long it takes to wake when it is suspended; as configured if nothing was learnt.
+    #[serde(default = "usual_resume")]
+    pub(super) resume: BootTimes,
+    /// Whether we suspended it, and nobody has seen it awake since.
+    #[serde(default)]
+    pub(super) asleep: bool,
+    /// Not suspended again before then, as it went wrong.
+    #[serde(default)]
+    pub(super) no_suspension_until: Option<Moment>,
+    /// How often in a row that went wrong.
+    #[serde(default)]
+    pub(super) bad_suspensions: u32,
     /// What the planner remembers of it.
     #[serde(default)]
     pub(super) lasting: Lasting,
+}
+
+fn usual_resume() -> BootTimes {
+    BootTimes::expecting(Span(20))
 }
 
 impl Known {
@@ -77,6 +93,10 @@ impl Known {
             boot,
             settled: None,
             off_since: None,
+            resume: usual_resume(),
+            asleep: false,
+            no_suspension_until: None,
+            bad_suspensions: 0,
             lasting: Lasting::default(),
         }
     }
@@ -101,17 +121,45 @@ impl Known {
                 self.missed = 0;
                 self.quarantined_until = None;
                 // A machine that was on already says nothing about boots.
-                if watched && intent.sent.is_some() {
-                    self.boot.learn(now.since(intent.since));
+                let took = Some(now.since(intent.since));
+                let took = took.filter(|_| watched && intent.sent.is_some());
+                match (intent.asleep, intent.resumed) {
+                    (true, Some(true)) => self.has_resumed(took),
+                    // Its driver could tell that it was suspended, if nobody can tell its boots apart.
+                    (true, None) if intent.boot_id.is_none() => self.has_resumed(took),
+                    (true, None) => {}
+                    (true, Some(false)) => {
+                        self.suspension_failed(now);
+                        self.boot.learn_some(took);
+                    }
+                    (false, _) => self.boot.learn_some(took),
                 }
+                self.asleep = false;
             }
+            (Outcome::Done, Wanted::Suspended) => {
+                self.asleep = intent.sent.is_some();
+                self.refused_until = None;
+                self.answered &= intent.sent.is_none();
+            }
+            (Outcome::WentOff, _) => {
+                self.suspension_failed(now);
+                self.answered &= intent.sent.is_none();
+            }
+            (Outcome::WouldNotSuspend, _) => self.suspension_failed(now),
             (Outcome::Done, Wanted::Off) => {
                 self.refused_until = None;
+                self.asleep = false;
                 // It was we who switched it off: what it carried before is gone.
                 self.answered &= intent.sent.is_none();
             }
             (Outcome::NeverCame, _) => {
-                self.boot.learn_failure();
+                match intent.asleep {
+                    true => {
+                        self.asleep = false;
+                        self.suspension_failed(now);
+                    }
+                    false => self.boot.learn_failure(),
+                }
                 let doublings = self.missed.min(DOUBLINGS);
                 self.missed = self.missed.saturating_add(1);
                 self.quarantined_until = Some(now.plus(Span(QUARANTINE.0 << doublings)));
@@ -120,6 +168,20 @@ impl Known {
             (Outcome::WouldNotStop, _) => self.refused_until = Some(now.plus(REFUSED)),
         }
         Some(outcome)
+    }
+
+    /// It was suspended, and came back as it was.
+    fn has_resumed(&mut self, took: Option<Span>) {
+        (self.bad_suspensions, self.no_suspension_until) = (0, None);
+        self.resume.learn_some(took);
+    }
+
+    /// It could not be suspended, or did not stay so, or lost its memory: it is switched off instead for a
+    /// while, longer each time.
+    pub(super) fn suspension_failed(&mut self, now: Moment) {
+        let doublings = self.bad_suspensions.min(DOUBLINGS);
+        self.bad_suspensions = self.bad_suspensions.saturating_add(1);
+        self.no_suspension_until = Some(now.plus(Span(QUARANTINE.0 << doublings)));
     }
 
     /// Notes what its power is now.
@@ -180,6 +242,9 @@ impl Knowledge {
             let mut known = stored.unwrap_or_else(|| Known::new(machine.boot.clone(), now));
             if known.boot.expected() != machine.boot.expected() {
                 known.boot = machine.boot.clone();
+            }
+            if known.resume.expected() != machine.resume.expected() {
+                known.resume = machine.resume.clone();
             }
             all.push(known);
         }

@@ -56,6 +56,14 @@ impl NodeLook for CarefulLook {
             carries_work: judge(answers, idle, carries, never),
         }
     }
+
+    async fn boot_id(&self) -> Result<Option<String>, PowerError> {
+        let Some(node) = &self.node else {
+            return Ok(None);
+        };
+        let look = TcpLook::new(node.address.clone(), None);
+        look.telling_boots(node.boot_id.clone()).boot_id().await
+    }
 }
 
 /// Whether a machine counts as carrying work: `idle` is what its own command says, `carries` what

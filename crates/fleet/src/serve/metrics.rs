@@ -118,6 +118,7 @@ fn show_counts(text: &mut Text, counts: &Counts) {
         ("on", &counts.on),
         ("off", &counts.off),
         ("force_off", &counts.force_off),
+        ("suspend", &counts.suspend),
     ] {
         text.value(name, &[("action", action)], get(counter));
     }
@@ -131,6 +132,8 @@ fn show_counts(text: &mut Text, counts: &Counts) {
         ("never_came", &counts.never_came),
         ("would_not_stop", &counts.would_not_stop),
         ("carries_work", &counts.carries_work),
+        ("would_not_suspend", &counts.would_not_suspend),
+        ("went_off", &counts.went_off),
     ] {
         text.value(name, &[("outcome", outcome)], get(counter));
     }

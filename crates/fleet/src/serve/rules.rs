@@ -87,7 +87,7 @@ pub(super) fn overrule(
         {
             *decision = keep(Reason::Quarantined { until });
         }
-        if decision.action == Action::PowerOff
+        if matches!(decision.action, Action::PowerOff | Action::Suspend)
             && let Some(until) = later(known.refused_until)
         {
             *decision = keep(Reason::RecentlyUnremovable { until });

@@ -238,7 +238,13 @@ impl View {
     /// Shows machines and plan.
     pub(super) fn show(&mut self, inventory: &Inventory, plan: &Plan, now: Moment) {
         let mut by_power: BTreeMap<String, u64> = BTreeMap::new();
-        for power in [Power::On, Power::Off, Power::Waking, Power::Stopping] {
+        for power in [
+            Power::On,
+            Power::Off,
+            Power::Suspended,
+            Power::Waking,
+            Power::Stopping,
+        ] {
             by_power.insert(power.to_string(), 0);
         }
         let (mut watts, mut running) = (0.0, 0);

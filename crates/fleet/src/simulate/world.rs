@@ -59,6 +59,8 @@ struct World {
 const OFF: u8 = 0;
 const SUSPENDED: u8 = 1;
 const ON: u8 = 2;
+/// It is on, and was suspended before.
+const RESUMED: u8 = 3;
 
 /// Runs a trace on a fleet under a policy. All machines are on in the beginning, and nothing is
 /// known about demand yet.
@@ -129,8 +131,11 @@ impl World {
             machine.power = match what {
                 OFF => Power::Off,
                 SUSPENDED => Power::Suspended,
-                _ => {
-                    machine.boot.learn(took);
+                woken => {
+                    match woken {
+                        RESUMED => machine.resume.learn(took),
+                        _ => machine.boot.learn(took),
+                    }
                     (machine.ready, machine.seen) = (true, true);
                     Power::On
                 }
@@ -194,13 +199,21 @@ impl World {
                 let span = if light { machine.resume.median() } else { took };
                 (machine.power, machine.since) = (Power::Waking, now);
                 self.row.longest_boot = self.row.longest_boot.max(span);
-                self.changes.push(Reverse((now.plus(span), index, ON)));
+                let what = if light { RESUMED } else { ON };
+                self.changes.push(Reverse((now.plus(span), index, what)));
                 self.wakes[index.at()] += 1;
             }
             Action::PowerOff | Action::Suspend if carries => self.row.work_lost += 1,
             Action::PowerOff | Action::Suspend => {
                 let deep = action == Action::PowerOff;
-                let span = if deep { machine.shutdown } else { Span(10) };
+                let span = match (deep, machine.power) {
+                    // It wakes first, so that its system ends as it should.
+                    (true, Power::Suspended) => {
+                        Span(machine.shutdown.0 + machine.resume.median().0)
+                    }
+                    (true, _) => machine.shutdown,
+                    (false, _) => Span(10),
+                };
                 let what = if deep { OFF } else { SUSPENDED };
                 (machine.power, machine.since) = (Power::Stopping, now);
                 machine.draining = false;

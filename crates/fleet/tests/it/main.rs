@@ -16,3 +16,4 @@ mod redfish;
 mod serve;
 mod simulation;
 mod support;
+mod suspension;

@@ -140,6 +140,26 @@ fn the_ladder_goes_from_suspended_to_off() {
 }
 
 #[test]
+fn suspended_or_off_whichever_is_right_for_how_long_it_lasts() {
+    for (asleep, needed_in, action) in [
+        (9.0, Span::minutes(20), Action::Suspend),
+        (9.0, Span::hours(1), Action::Suspend),
+        (9.0, Span::hours(20), Action::PowerOff),
+        // It draws much while it is suspended.
+        (60.0, Span::hours(1), Action::PowerOff),
+    ] {
+        let mut fixture = Fixture::new(&[4, 4]);
+        fixture.machine(1).watts.suspended = Some(asleep);
+        fixture.workload(3500, Some(0), Moving::Never);
+        fixture.policy.debounce = Span::ZERO;
+        let growth = Amount::new(4000, 0, 0, 0);
+        fixture.forecast = Some(Box::new(GrowingAfter(needed_in, growth)));
+        let decision = fixture.decide(1);
+        assert_eq!(decision.action, action, "{asleep} W, needed in {needed_in}");
+    }
+}
+
+#[test]
 fn dear_hours_send_machines_to_sleep_sooner() {
     let mut fixture = Fixture::new(&[4, 4]);
     fixture.workload(3500, Some(0), Moving::Never);

@@ -14,6 +14,7 @@ pub struct CommandDriver {
     on: Vec<String>,
     off: Vec<String>,
     status: Vec<String>,
+    suspend: Option<Vec<String>>,
     folder: Option<PathBuf>,
 }
 
@@ -29,8 +30,16 @@ impl CommandDriver {
             on,
             off,
             status,
+            suspend: None,
             folder,
         }
+    }
+
+    /// Also suspends the machine, with this command; the one that asks prints `suspended` then.
+    #[must_use]
+    pub fn suspending(mut self, command: Option<Vec<String>>) -> Self {
+        self.suspend = command;
+        self
     }
 }
 
@@ -40,11 +49,19 @@ impl PowerDriver for CommandDriver {
         "command"
     }
 
+    fn suspends(&self) -> bool {
+        self.suspend.is_some()
+    }
+
     async fn switch(&self, switch: Switch) -> Result<(), PowerError> {
         let (command, how) = match switch {
             Switch::On => (&self.on, "on"),
             Switch::Off => (&self.off, "off"),
             Switch::ForceOff => (&self.off, "force-off"),
+            Switch::Suspend => match &self.suspend {
+                Some(command) => (command, "suspend"),
+                None => return Err(no_suspension()),
+            },
         };
         run(command, self.folder.as_ref(), &[("ATOLL_SWITCH", how)]).await?;
         Ok(())
@@ -56,11 +73,17 @@ impl PowerDriver for CommandDriver {
             "on" => Ok(Reading::On),
             "off" => Ok(Reading::Off),
             "changing" => Ok(Reading::Changing),
+            "suspended" => Ok(Reading::Suspended),
             _ => Err(PowerError::Failed(
-                "the status command printed neither on, off nor changing".to_owned(),
+                "the status command printed neither on, off, suspended nor changing".to_owned(),
             )),
         }
     }
+}
+
+/// What a driver says that cannot suspend its machine.
+pub(super) fn no_suspension() -> PowerError {
+    PowerError::Unsupported("nothing says how it is suspended".to_owned())
 }
 
 /// Runs a command and returns what it printed. Its arguments are a list; no shell reads them.
@@ -128,6 +151,15 @@ mod tests {
         assert_eq!(driver.read().await, Ok(Reading::Off));
         let how = std::fs::read_to_string(folder.path().join("how")).unwrap();
         assert_eq!(how, "force-off\n");
+        assert!(!driver.suspends());
+        assert!(driver.switch(Switch::Suspend).await.is_err());
+        let command = shell("echo suspended > state; echo $ATOLL_SWITCH > how");
+        let driver = driver.suspending(Some(command));
+        assert!(driver.suspends());
+        driver.switch(Switch::Suspend).await.unwrap();
+        assert_eq!(driver.read().await, Ok(Reading::Suspended));
+        let how = std::fs::read_to_string(folder.path().join("how")).unwrap();
+        assert_eq!(how, "suspend\n");
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //! and signatures if a controller refuses that; `ipmi-rs` 0.6.0 blocks and stops the program at suite 17;
 //! `rust-ipmi` has a licence that we cannot take.
 
-use super::command::run;
+use super::command::{no_suspension, run};
 use crate::power::{PowerDriver, PowerError, Reading, Switch};
 use api::Secret;
 
@@ -79,6 +79,7 @@ impl PowerDriver for IpmiDriver {
             Switch::On => ["power", "on"],
             Switch::Off => ["power", "soft"],
             Switch::ForceOff => ["power", "off"],
+            Switch::Suspend => return Err(no_suspension()),
         };
         self.call(&what).await?;
         Ok(())

@@ -39,18 +39,22 @@ pub fn open(entry: &PowerEntry) -> Result<Arc<dyn PowerDriver>, Problem> {
             mac,
             broadcast,
             off,
-        } => Arc::new(WakeOnLanDriver::open(mac, *broadcast, off.clone())?),
+            suspend,
+        } => {
+            let driver = WakeOnLanDriver::open(mac, *broadcast, off.clone())?;
+            Arc::new(driver.suspending(suspend.clone()))
+        }
         PowerEntry::Command {
             on,
             off,
             status,
+            suspend,
             folder,
-        } => Arc::new(CommandDriver::new(
-            on.clone(),
-            off.clone(),
-            status.clone(),
-            folder.clone(),
-        )),
+        } => {
+            let driver =
+                CommandDriver::new(on.clone(), off.clone(), status.clone(), folder.clone());
+            Arc::new(driver.suspending(suspend.clone()))
+        }
     })
 }
 
@@ -83,6 +87,9 @@ pub fn switchable(machine: &MachineEntry) -> Result<Switchable, Problem> {
     Ok(Switchable {
         name: machine.name.clone(),
         drivers,
-        look: Arc::new(TcpLook::new(node.address.clone(), node.idle.clone())),
+        look: Arc::new(
+            TcpLook::new(node.address.clone(), node.idle.clone())
+                .telling_boots(node.boot_id.clone()),
+        ),
     })
 }

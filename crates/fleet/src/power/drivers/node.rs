@@ -1,24 +1,38 @@
 //! Looking at a node: whether it answers on a port, and whether a command says that it is idle.
 
 use super::command::run;
-use crate::power::{NodeLook, Sight};
+use crate::power::{NodeLook, PowerError, Sight};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// A node that does not answer within this time does not answer.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// What tells boots apart is no longer, in bytes.
+const LONGEST_ID: usize = 200;
 
 /// Looks at a node over TCP.
 pub struct TcpLook {
     address: String,
     idle: Option<Vec<String>>,
+    boot_id: Option<Vec<String>>,
 }
 
 impl TcpLook {
     /// A node answers if something listens at `address`, as `HOST:PORT`. It carries work unless the
     /// command `idle` ends with status 0; without one, it always does.
     pub fn new(address: String, idle: Option<Vec<String>>) -> Self {
-        Self { address, idle }
+        Self {
+            address,
+            idle,
+            boot_id: None,
+        }
+    }
+
+    /// Also asks which boot of its system the node is in, with this command.
+    #[must_use]
+    pub fn telling_boots(mut self, command: Option<Vec<String>>) -> Self {
+        self.boot_id = command;
+        self
     }
 }
 
@@ -35,6 +49,20 @@ impl NodeLook for TcpLook {
             answers,
             carries_work: !idle,
         }
+    }
+
+    async fn boot_id(&self) -> Result<Option<String>, PowerError> {
+        let Some(command) = &self.boot_id else {
+            return Ok(None);
+        };
+        let said = run(command, None, &[]).await?;
+        let said = said.trim();
+        if said.is_empty() || said.len() > LONGEST_ID {
+            return Err(PowerError::Failed(
+                "the command that tells boots apart printed nothing, or too much".to_owned(),
+            ));
+        }
+        Ok(Some(said.to_owned()))
     }
 }
 
@@ -61,6 +89,12 @@ mod tests {
                 .await
                 .carries_work
         );
+        let boots = |text: &str| Some(vec!["printf".into(), text.into()]);
+        let look = TcpLook::new(address.clone(), None);
+        assert_eq!(look.boot_id().await, Ok(None));
+        let look = look.telling_boots(boots("one\\n"));
+        assert_eq!(look.boot_id().await, Ok(Some("one".to_owned())));
+        assert!(look.telling_boots(boots("")).boot_id().await.is_err());
         drop(listener);
         assert!(!TcpLook::new(address, None).look().await.answers);
     }

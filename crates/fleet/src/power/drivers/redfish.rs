@@ -1,5 +1,6 @@
 //! Redfish (DMTF DSP0266): sessions or basic authentication, a pinned certificate, the reset action.
 
+use super::command::no_suspension;
 use crate::{
     config::PowerEntry,
     power::{PowerDriver, PowerError, Reading, Switch},
@@ -227,6 +228,7 @@ fn reset_type(system: &Value, switch: Switch) -> Result<&'static str, PowerError
         Switch::On => &["On", "ForceOn"],
         Switch::Off => &["GracefulShutdown"],
         Switch::ForceOff => &["ForceOff"],
+        Switch::Suspend => return Err(no_suspension()),
     };
     let allowed = &system["Actions"]["#ComputerSystem.Reset"]["ResetType@Redfish.AllowableValues"];
     let Some(allowed) = allowed.as_array() else {

@@ -1,6 +1,7 @@
-//! Wake-on-LAN: a packet wakes the machine, a command switches it off, and nobody can be asked.
+//! Wake-on-LAN: a packet wakes the machine, a command switches it off or suspends it, and nobody
+//! can be asked.
 
-use super::command::run;
+use super::command::{no_suspension, run};
 use crate::{
     config::parse_mac,
     power::{PowerDriver, PowerError, Reading, Switch},
@@ -17,6 +18,7 @@ pub struct WakeOnLanDriver {
     mac: [u8; 6],
     broadcast: SocketAddr,
     off: Vec<String>,
+    suspend: Option<Vec<String>>,
 }
 
 impl WakeOnLanDriver {
@@ -41,7 +43,15 @@ impl WakeOnLanDriver {
             mac,
             broadcast: broadcast.unwrap_or(everywhere),
             off,
+            suspend: None,
         })
+    }
+
+    /// Also suspends the machine, with this command.
+    #[must_use]
+    pub fn suspending(mut self, command: Option<Vec<String>>) -> Self {
+        self.suspend = command;
+        self
     }
 }
 
@@ -60,9 +70,18 @@ impl PowerDriver for WakeOnLanDriver {
         "wake-on-lan"
     }
 
+    fn suspends(&self) -> bool {
+        self.suspend.is_some()
+    }
+
     async fn switch(&self, switch: Switch) -> Result<(), PowerError> {
-        if switch != Switch::On {
-            run(&self.off, None, &[]).await?;
+        let command = match switch {
+            Switch::On => None,
+            Switch::Off | Switch::ForceOff => Some(&self.off),
+            Switch::Suspend => Some(self.suspend.as_ref().ok_or_else(no_suspension)?),
+        };
+        if let Some(command) = command {
+            run(command, None, &[]).await?;
             return Ok(());
         }
         let failed = |error: std::io::Error| PowerError::Failed(format!("no packet: {error}"));
@@ -93,6 +112,20 @@ impl PowerDriver for WakeOnLanDriver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_command_suspends_if_there_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("suspended");
+        let driver = WakeOnLanDriver::open("00:11:22:aa:bb:cc", None, Vec::new()).unwrap();
+        assert!(!driver.suspends());
+        assert_eq!(driver.switch(Switch::Suspend).await, Err(no_suspension()));
+        let command = vec!["touch".to_owned(), path.to_str().unwrap().to_owned()];
+        let driver = driver.suspending(Some(command));
+        assert!(driver.suspends());
+        driver.switch(Switch::Suspend).await.unwrap();
+        assert!(path.exists());
+    }
 
     #[tokio::test]
     async fn the_packet_arrives() {

@@ -38,7 +38,7 @@ pub(crate) struct Machine {
     pub(crate) on: bool,
     pub(crate) never_comes_up: bool,
     /// When its node is there, or gone.
-    changes: Option<(Moment, bool)>,
+    pub(crate) changes: Option<(Moment, bool)>,
     node: Option<JoinHandle<()>>,
     address: Option<SocketAddr>,
     pub(crate) up: bool,

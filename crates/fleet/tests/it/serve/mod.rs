@@ -16,6 +16,7 @@ mod controllers;
 mod kills;
 mod kubernetes;
 mod restarts;
+mod suspension;
 
 use bench::{BOOT, STEP, bench, bench_with};
 use fleet::{
