@@ -20,7 +20,7 @@ mod store;
 
 pub use collection::{Collection, Stored};
 pub use error::StoreError;
-pub use sqlite::{SqliteOptions, SqliteStore};
+pub use sqlite::{SqliteOptions, SqliteStore, write_back};
 pub use store::{
     Batch, Change, Condition, Entry, LeaseId, MAX_KEY_BYTES, MAX_OPERATIONS, MAX_VALUE_BYTES,
     Operation, Outcome, Page, Range, Revision, Store, Transaction, Watch,

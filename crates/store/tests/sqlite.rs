@@ -18,7 +18,7 @@ use std::{
 };
 use store::{
     Condition, Operation, Outcome, Range, Revision, SqliteOptions, SqliteStore, Store, StoreError,
-    Transaction, clock::ManualClock, conformance,
+    Transaction, clock::ManualClock, conformance, write_back,
 };
 use tempfile::TempDir;
 
@@ -411,4 +411,35 @@ proptest! {
     fn it_agrees_with_the_model(steps in prop::collection::vec(any_step(), 1..40)) {
         tokio::runtime::Runtime::new().unwrap().block_on(agree(steps));
     }
+}
+
+#[tokio::test]
+async fn what_is_in_the_log_is_written_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.sqlite");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let put = |number: u32| Transaction {
+        conditions: Vec::new(),
+        then: vec![Operation::Put {
+            key: format!("key/{number}"),
+            value: Bytes::from(vec![7; 1000]),
+            lease: None,
+        }],
+    };
+    for number in 0..100 {
+        store.transact(put(number)).await.unwrap();
+    }
+    let log = folder.path().join("store.sqlite-wal");
+    assert!(std::fs::metadata(&log).unwrap().len() > 100_000);
+    let at = path.clone();
+    tokio::task::spawn_blocking(move || write_back(at).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
+    // Who has it open goes on.
+    store.transact(put(100)).await.unwrap();
+    drop(store);
+    let again = SqliteStore::open(&path).await.unwrap();
+    assert!(again.get("key/0").await.unwrap().is_some());
+    assert!(again.get("key/100").await.unwrap().is_some());
 }

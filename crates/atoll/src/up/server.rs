@@ -17,7 +17,7 @@ use driver::{DriverKind, cgroup::IoLimits, slot::machine};
 use gateway::{Gateway, GatewayOptions, TlsFiles, TowerApi};
 use image::{ImageStore, StoreOptions};
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
-use store::{SqliteStore, Store};
+use store::{SqliteStore, Store, write_back};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +51,8 @@ pub(super) struct Server {
     control: Control,
     gateway: JoinHandle<()>,
     closing: CancellationToken,
+    /// The store's file.
+    kept: PathBuf,
 }
 
 impl Server {
@@ -86,7 +88,8 @@ impl Server {
         let driver = tokio::task::spawn_blocking(move || opening.open());
         network.name_servers = plan.name_servers;
         let network = Network::start(network);
-        let store = SqliteStore::open(path.join("store.sqlite"));
+        let kept = path.join("store.sqlite");
+        let store = SqliteStore::open(&kept);
         let (images, driver, network, store) = tokio::join!(images, driver, network, store);
         let network = network
             .map_err(|error| error.problem())
@@ -170,6 +173,7 @@ impl Server {
             control,
             gateway,
             closing,
+            kept,
         })
     }
 
@@ -197,6 +201,12 @@ impl Server {
         );
         if let Some(gateway) = gateway {
             let _ = gateway.await;
+        }
+        let kept = self.kept;
+        match tokio::task::spawn_blocking(move || write_back(kept)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the store's log is not written back"),
+            Err(error) => tracing::warn!(%error, "the store's log is not written back"),
         }
     }
 }

@@ -104,6 +104,20 @@ impl SqliteStore {
     }
 }
 
+/// Brings what is in the log of the store at `path` into its file, so that the log takes no room.
+/// The store may be open. Blocks.
+pub fn write_back(path: impl AsRef<Path>) -> Result<(), StoreError> {
+    let connection = schema::open_for_writing(path.as_ref())?;
+    let busy: i64 = connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+        .map_err(schema::failed)?;
+    // Somebody reads: the log stays, and loses nothing.
+    if busy != 0 {
+        tracing::debug!("the store's log is not written back: it is being read");
+    }
+    Ok(())
+}
+
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
     let builder = std::thread::Builder::new().name(name.to_owned());
     builder
