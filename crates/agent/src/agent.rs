@@ -165,13 +165,17 @@ impl Agent {
         let left = live.iter().any(|sandbox| sandbox.is_on_the_machine());
         parts.driver.shutdown().await;
         parts.network.stop(left).await;
-        if tokio::time::timeout(SETTLE_DEADLINE, parts.states.settle())
+        let settled = async {
+            parts.states.settle().await;
+            parts.images.settle().await;
+        };
+        if tokio::time::timeout(SETTLE_DEADLINE, settled)
             .await
             .is_err()
         {
             tracing::warn!(
-                "not all states that nobody needs were removed within {SETTLE_DEADLINE:?}; the \
-                 next start goes on with it"
+                "not all states and images that nobody needs were removed within \
+                 {SETTLE_DEADLINE:?}; the next start goes on with it"
             );
         }
     }

@@ -46,6 +46,9 @@ pub trait Images: Send + Sync + 'static {
     /// Removes what no root file system and no build needs. Only to be called when all that
     /// sandboxes run from is pinned. Failures are logged: the next call tries again.
     async fn collect_garbage(&self) {}
+
+    /// Returns when all that was removed is gone from the disk.
+    async fn settle(&self) {}
 }
 
 #[async_trait::async_trait]
@@ -101,6 +104,14 @@ impl Images for ImageStore {
             ),
             Ok(Err(error)) => tracing::warn!("cannot remove what nothing needs: {error}"),
             Err(error) => tracing::error!("removing what nothing needs failed: {error}"),
+        }
+    }
+
+    async fn settle(&self) {
+        let store = self.clone();
+        let settled = tokio::task::spawn_blocking(move || Self::settle(&store)).await;
+        if let Err(error) = settled {
+            tracing::error!("waiting for what was removed failed: {error}");
         }
     }
 }

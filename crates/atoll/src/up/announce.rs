@@ -102,4 +102,8 @@ impl<I: Images> Images for Announced<I> {
     async fn collect_garbage(&self) {
         self.images.collect_garbage().await;
     }
+
+    async fn settle(&self) {
+        self.images.settle().await;
+    }
 }

@@ -139,6 +139,12 @@ impl ImageStore {
         inner.layout.empty_trash();
         Ok(report)
     }
+
+    /// Returns when all that was removed is gone from the disk. For the end, when nothing more is
+    /// about to go. Blocks.
+    pub fn settle(&self) {
+        self.inner.layout.wait_for_trash();
+    }
 }
 
 impl State {

@@ -25,6 +25,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+/// How often, and after which pause, the trash is looked at again before the store is left.
+const SETTLE_TRIES: u32 = 100;
+const SETTLE_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// The store's directory.
 #[derive(Debug)]
 pub(crate) struct Layout {
@@ -240,24 +244,39 @@ impl Layout {
         fs::create_dir(&path).map_err(ImageError::path("create", &path))
     }
 
+    /// Returns when what is in the trash is gone, whoever deletes it, or cannot be deleted.
+    pub(crate) fn wait_for_trash(&self) {
+        let trash = self.trash();
+        // Who deletes the same may have been faster at one name, and be busy with it.
+        for _ in 0..SETTLE_TRIES {
+            delete_in(&trash);
+            if is_empty(&trash) {
+                return;
+            }
+            std::thread::park_timeout(SETTLE_PAUSE);
+        }
+    }
+
     /// Deletes what is in the trash, away from whoever asked.
     pub(crate) fn empty_trash(&self) {
         let trash = self.trash();
         if is_empty(&trash) {
             return;
         }
-        let delete = move || {
-            for entry in fs::read_dir(&trash).into_iter().flatten().flatten() {
-                if let Err(error) = remove(&entry.path()) {
-                    tracing::warn!(path = %entry.path().display(), %error, "can't delete");
-                }
-            }
-        };
+        let delete = move || delete_in(&trash);
         if let Err(error) = std::thread::Builder::new()
             .name("image-trash".into())
             .spawn(delete)
         {
             tracing::warn!(%error, "can't start a thread to delete the trash");
+        }
+    }
+}
+
+fn delete_in(trash: &Path) {
+    for entry in fs::read_dir(trash).into_iter().flatten().flatten() {
+        if let Err(error) = remove(&entry.path()) {
+            tracing::warn!(path = %entry.path().display(), %error, "can't delete");
         }
     }
 }

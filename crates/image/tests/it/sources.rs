@@ -452,3 +452,17 @@ async fn opening_is_quick() {
     );
     assert_eq!(store.list().len(), 20);
 }
+
+#[tokio::test]
+async fn what_was_removed_is_gone_once_it_settled() {
+    let fixture = Fixture::new();
+    let files = (0..500).fold(Archive::new(), |archive, number| {
+        archive.file(&format!("file-{number}"), b"content")
+    });
+    let path = fixture.write("root.tar", &files.finish());
+    let build = fixture.build(&format!("tar:{}", path.display())).await;
+    fixture.store.remove(&build.digest).unwrap();
+    fixture.store.settle();
+    assert!(fixture.stored("trash").is_empty());
+    assert!(fixture.stored("layers").is_empty());
+}
