@@ -364,7 +364,7 @@ async fn connections_are_broken_when_the_kill_begins_and_not_when_it_is_done() {
 }
 
 #[tokio::test]
-async fn the_first_sample_comes_before_its_turn() {
+async fn the_first_sample_comes_within_two_seconds() {
     let house = House::new(World::new());
     let agent = house.agent().await;
     create(&agent, 1).await.unwrap();
@@ -374,8 +374,7 @@ async fn the_first_sample_comes_before_its_turn() {
         if !samples.is_empty() {
             break samples;
         }
-        // Sooner than the samples after it, on a busy machine too.
-        assert!(began.elapsed() < Duration::from_secs(5));
+        assert!(began.elapsed() < Duration::from_secs(3));
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert!(
