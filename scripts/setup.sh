@@ -76,6 +76,7 @@ for purpose in "${@:-build}"; do
       need curl curl
       need etcd etcd-server
       need etcdctl etcd-client
+      compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || packages+=(postgresql)
       ;;
     bench)
       need_to_run
@@ -102,6 +103,16 @@ if [ ${#packages[@]} -gt 0 ]; then
   else
     echo "installing ${packages[*]}" >&2
     export DEBIAN_FRONTEND=noninteractive
+    # Only programs are wanted here: no service that comes with one is to be started, and no database made.
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+      trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+      printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+      chmod 755 /usr/sbin/policy-rc.d
+    fi
+    if [[ " ${packages[*]} " == *" postgresql "* ]] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+      mkdir -p /etc/postgresql-common
+      echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+    fi
     if ! { apt-get update -q && apt-get install -q -y --no-install-recommends "${packages[@]}"; } >&2; then
       problems+=("apt-get could not install ${packages[*]}: see above")
     fi

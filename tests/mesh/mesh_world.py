@@ -46,9 +46,9 @@ except OSError:
 
 
 class Space:
-    """A network namespace with one address on a network that all share."""
+    """A network namespace, with one address on a network that all share if it is given one."""
 
-    def __init__(self, name, address):
+    def __init__(self, name, address=None):
         self.name, self.address = name, address
         subprocess.run(["ip", "netns", "add", name], check=True)
         self.run("ip", "link", "set", "lo", "up")
@@ -83,10 +83,17 @@ class Space:
 class World:
     """Namespaces on one bridge, and what runs in them. The coordinator is in the first."""
 
+    url = COORDINATOR
+
     def __init__(self, folder, nodes=3, data=None):
         self.data = data or os.path.join(folder, "data")
         self.folder = folder
         self.spaces, self.processes = [], []
+        self.wire(nodes)
+        self.coordinator = self.start_coordinator()
+
+    def wire(self, nodes):
+        """Makes the network."""
         base = f"atoll-mesh-{os.getpid()}"
         for number in range(1, nodes + 2):
             self.spaces.append(Space(f"{base}-{number}", f"10.231.7.{number}"))
@@ -100,7 +107,6 @@ class World:
             hub.run("ip", "link", "set", port, "master", "bridge", "up")
             space.run("ip", "address", "add", f"{space.address}/24", "dev", "eth0")
             space.run("ip", "link", "set", "eth0", "up")
-        self.coordinator = self.start_coordinator()
 
     def log(self, name):
         return os.path.join(self.folder, name + ".log")
@@ -118,20 +124,20 @@ class World:
 
     def start_coordinator(self):
         process, line = self.start(
-            *(0, "coordinator", BINARY, "up", "--data-dir", self.data, "--listen", "10.231.7.1:3000"),
+            *(0, "coordinator", BINARY, "up", "--data-dir", self.data, "--listen", self.url.removeprefix("http://")),
             *("--driver", "container", "--no-base", "--pool-min", "1", "--pool-max", "1"),
             env={"ATOLL_API_KEY": ADMIN_KEY},
         )
-        assert line.startswith(f"ready {COORDINATOR}"), line
+        assert line.startswith(f"ready {self.url}"), line
         return process
 
     def atoll(self, *words, check=True):
         """A command of an administrator, at the coordinator."""
-        env = {"ATOLL_API_KEY": ADMIN_KEY, "ATOLL_URL": COORDINATOR}
+        env = {"ATOLL_API_KEY": ADMIN_KEY, "ATOLL_URL": self.url}
         return self.spaces[0].run(BINARY, "mesh", *words, check=check, env=env)
 
     def token(self, *words):
-        return self.atoll("token", "create", "--address", COORDINATOR, *words).stdout.strip()
+        return self.atoll("token", "create", "--address", self.url, *words).stdout.strip()
 
     def state(self, number):
         return os.path.join(self.folder, f"node-{number}")

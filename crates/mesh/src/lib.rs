@@ -75,16 +75,16 @@ mod prefix;
 pub mod relay;
 mod tun;
 pub mod userspace;
+mod ways;
 mod wire;
 
 pub use clock::{Clock, ShiftedClock, SystemClock};
-pub use engine::{
-    Engine, EngineStatus, PathOptions, PeerOptions, PeerStatus, PeerWay, RelayStatus,
-};
+pub use engine::{Engine, EngineStatus, PathOptions, PeerOptions, PeerStatus};
 pub use error::Error;
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use namespace::Namespace;
 pub use prefix::Prefix;
-pub use relay::{Relay, RelayAddress, RelayOptions};
+pub use relay::{Relay, RelayAddress, RelayOptions, RelayStatus};
 pub use tun::{Offload, Tun, TunOptions};
+pub use ways::PeerWay;
 pub use wire::{Wire, WireOptions};

@@ -1,9 +1,10 @@
 //! `atoll mesh`: the private network among nodes.
 //!
 //! [`up`] runs a node. The other commands ask either the coordinator, over the public API ([`token`], [`policy`], [`nodes`]), or the node on
-//! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`serve`]).
+//! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`netcheck`], [`serve`]).
 
 mod http;
+mod netcheck;
 mod nodes;
 mod ping;
 mod policy;
@@ -29,7 +30,8 @@ Examples:
 /// Join machines by a private, encrypted network
 ///
 /// The coordinator is part of `atoll up`. A machine with root and /dev/net/tun gets a network device; any other is a node without
-/// one. Ways go straight from node to node, so one of two has to be reachable by UDP.
+/// one. Ways go straight from node to node where NATs and firewalls let them, else over relays: nodes with `mesh up --relay` that
+/// the policy names.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -44,6 +46,7 @@ enum Command {
     Status(status::StatusArguments),
     Peers(status::PeersArguments),
     Ping(ping::Arguments),
+    Netcheck(netcheck::Arguments),
     Token(token::Arguments),
     Policy(policy::Arguments),
     Nodes(nodes::ListArguments),
@@ -58,6 +61,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Status(arguments) => status::execute(arguments).await,
         Command::Peers(arguments) => status::peers(arguments).await,
         Command::Ping(arguments) => ping::execute(arguments).await,
+        Command::Netcheck(arguments) => netcheck::execute(arguments).await,
         Command::Token(arguments) => token::execute(arguments).await,
         Command::Policy(arguments) => policy::execute(arguments).await,
         Command::Nodes(arguments) => nodes::list(arguments).await,

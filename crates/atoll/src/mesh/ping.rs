@@ -47,6 +47,7 @@ struct Measured {
     node: String,
     round_trip_us: Option<u64>,
     endpoint: Option<SocketAddr>,
+    relay: Option<String>,
 }
 
 /// Does it.
@@ -65,8 +66,13 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         let line = if arguments.json {
             serde_json::to_string(&measured)?
         } else {
-            match (measured.round_trip_us, measured.endpoint) {
-                (Some(time), Some(at)) => format!("{name}: {} by {at}", milliseconds(time)),
+            let at = measured.endpoint.map(|at| at.to_string());
+            let relay = measured
+                .relay
+                .as_ref()
+                .map(|relay| format!("relay {relay}"));
+            match (measured.round_trip_us, relay.or(at)) {
+                (Some(time), Some(by)) => format!("{name}: {} by {by}", milliseconds(time)),
                 (Some(time), None) => format!("{name}: {}", milliseconds(time)),
                 (None, _) => format!("{name}: no answer"),
             }
@@ -78,7 +84,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     }
     Err(Failure::new(
         format!("{name} does not answer"),
-        "see `atoll mesh peers`: is its endpoint reachable by UDP from here?",
+        "see `atoll mesh peers` and `atoll mesh netcheck`: is it up, and is there a way or a relay?",
     )
     .into())
 }
@@ -105,7 +111,8 @@ async fn measure(talk: &mut Talk, name: &str) -> anyhow::Result<Measured> {
             return Ok(Measured {
                 node: name.to_owned(),
                 round_trip_us: time,
-                endpoint: peer.and_then(|peer| peer.endpoint),
+                endpoint: peer.as_ref().and_then(|peer| peer.endpoint),
+                relay: peer.and_then(|peer| peer.relay),
             });
         }
     }

@@ -15,6 +15,7 @@ Examples:
 What no rule allows does not pass. A policy is a file like this:
 
   domain = \"mesh.internal\"            # what names end with
+  relays = [\"tag:relay\"]             # nodes with `mesh up --relay` that are used as relays
 
   [services.db]                       # db.mesh.internal is all nodes with the tag db
   nodes = [\"tag:db\"]

@@ -82,6 +82,8 @@ fn show(status: &NodeStatus) -> anyhow::Result<()> {
         ("proxy at", proxy(status)),
         ("doors", doors(status)),
         ("coordinator", coordinator),
+        ("relays", relays(status)),
+        ("relay", relaying(status)),
         ("services", services.collect::<Vec<_>>().join(" ")),
         (
             "peers",
@@ -103,6 +105,42 @@ fn mode(status: &NodeStatus) -> String {
         _ => String::new(),
     };
     format!("{}{tunnels}, flows udp {}", status.mode, status.flows_port)
+}
+
+fn relays(status: &NodeStatus) -> String {
+    let relays = status.relays.iter().map(|relay| {
+        let over = match (relay.udp, relay.tls) {
+            (true, _) => "udp",
+            (false, true) => "tls",
+            (false, false) => "away",
+        };
+        match relay.seen.filter(|_| relay.udp) {
+            Some(seen) => format!("{} ({over}, sees us at {seen})", relay.name),
+            None => format!("{} ({over})", relay.name),
+        }
+    });
+    relays.collect::<Vec<_>>().join(", ")
+}
+
+fn relaying(status: &NodeStatus) -> String {
+    let Some(relay) = &status.relaying else {
+        return String::new();
+    };
+    let mut text = format!("udp {}", joined(&relay.udp));
+    if !relay.tls.is_empty() {
+        text.push_str(&format!(", tls {}", joined(&relay.tls)));
+    }
+    text.push_str(&format!(
+        "; {} clients, {} datagrams, {} bytes",
+        relay.clients, relay.packets, relay.bytes
+    ));
+    if !relay.taken {
+        text.push_str("; NOT USED: the policy does not name this node in `relays`");
+    }
+    if let Some(trouble) = &relay.trouble {
+        text.push_str(&format!("; {}", style::harmless(trouble)));
+    }
+    text
 }
 
 fn proxy(status: &NodeStatus) -> String {
@@ -141,7 +179,7 @@ pub(super) async fn peers(arguments: PeersArguments) -> anyhow::Result<u8> {
         "TAGS",
         "MODE",
         "WAY",
-        "ENDPOINT",
+        "OVER",
         "ROUND TRIP",
         "RECEIVED",
         "SENT",
@@ -154,7 +192,7 @@ pub(super) async fn peers(arguments: PeersArguments) -> anyhow::Result<u8> {
             peer.tags.join(","),
             peer.mode.to_string(),
             way(peer),
-            peer.endpoint.map_or_else(missing, |at| at.to_string()),
+            over(peer).unwrap_or_else(missing),
             peer.round_trip_us.map_or_else(missing, milliseconds),
             peer.received.to_string(),
             peer.sent.to_string(),
@@ -162,6 +200,12 @@ pub(super) async fn peers(arguments: PeersArguments) -> anyhow::Result<u8> {
     }
     table.print()?;
     Ok(0)
+}
+
+/// The address or the relay by which it is reached.
+pub(super) fn over(peer: &PeerSummary) -> Option<String> {
+    let relay = peer.relay.as_ref().map(|relay| format!("relay {relay}"));
+    relay.or_else(|| peer.endpoint.map(|at| at.to_string()))
 }
 
 fn way(peer: &PeerSummary) -> String {

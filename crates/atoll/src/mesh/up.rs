@@ -7,7 +7,7 @@ use api::Secret;
 use mesh::{
     coordination::Token,
     names::upstream_of,
-    node::{Node, NodeError, NodeOptions, State, StateError, device_allowed},
+    node::{Node, NodeError, NodeOptions, RelayPorts, State, StateError, device_allowed},
 };
 use reqwest::Url;
 use std::{
@@ -21,6 +21,7 @@ Examples:
   sudo atoll mesh up                        again later: the token is needed once
   sudo atoll mesh up --state /srv/mesh --name web-1 --endpoint 192.0.2.7
   atoll mesh up --state ~/mesh --socks 127.0.0.1:1080     without root or a network device
+  sudo atoll mesh up --relay --endpoint 192.0.2.7     also a relay, for those who do not reach each other
 
 It prints `up NAME ADDRESS` to standard output once all is up, and all else to standard error.
 Services are to listen at that address. When the coordinator is down, it starts from what it knew.
@@ -73,6 +74,19 @@ pub(super) struct Arguments {
     /// Another address to answer questions for names at; may be given several times
     #[arg(long, value_name = "HOST:PORT")]
     dns: Vec<SocketAddr>,
+
+    /// Be a relay for others, who reach this machine at its endpoints. The policy's `relays` must name it
+    #[arg(long)]
+    relay: bool,
+
+    /// The relay's port for UDP
+    #[arg(long, value_name = "PORT", default_value_t = 51822, requires = "relay")]
+    relay_udp: u16,
+
+    /// The relay's port for TLS, for networks that let nothing else pass; 0 for none [default: 443 if
+    /// it is free and allowed]
+    #[arg(long, value_name = "PORT", requires = "relay")]
+    relay_tls: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -141,6 +155,9 @@ fn explain(error: NodeError) -> anyhow::Error {
             "a network device needs root and /dev/net/tun; `--mode userspace` needs neither"
         }
         NodeError::Flows(_) => "name another address with --socks",
+        NodeError::Relay(..) => {
+            "name other ports with --relay-udp and --relay-tls; those below 1024 need root"
+        }
         NodeError::Names(..) => {
             "another name server holds port 53 of all addresses: let it listen at its own only"
         }
@@ -206,6 +223,11 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         proxies: arguments.socks.into_iter().collect(),
         dns: arguments.dns,
         upstream: upstream_of(&resolvers, &own),
+        relay: arguments.relay.then_some(RelayPorts {
+            udp: arguments.relay_udp,
+            tls: Some(arguments.relay_tls.unwrap_or(443)).filter(|port| *port != 0),
+            tls_optional: arguments.relay_tls.is_none(),
+        }),
     };
     let start = Node::start(state, token.as_ref(), options, &link);
     let node = tokio::select! {
@@ -219,6 +241,13 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         style::note(&format!(
             "port 53 is not allowed here: names are answered at {at}"
         ));
+    }
+    if let Some(trouble) = status
+        .relaying
+        .as_ref()
+        .and_then(|relay| relay.trouble.as_ref())
+    {
+        style::note(&format!("the relay speaks no TLS: {trouble}"));
     }
     if let Some(file) = &status.proxy_file {
         let file = file.display();

@@ -48,6 +48,8 @@ impl Machine {
             wireguard: PrivateKey::from_bytes([self.seed; 32]).public(),
             endpoints: vec![([192, 0, 2, self.seed], 51820).into()],
             flows: Vec::new(),
+            underlay: None,
+            relay: None,
             mode: Default::default(),
             unready: Default::default(),
         })

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use serde::{Deserialize, Serialize};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::identity::{IdentityKey, Purpose, Signed};
 use crate::key::PublicKey;
@@ -41,6 +43,49 @@ impl std::fmt::Display for Mode {
     }
 }
 
+/// What a certificate is known by: its SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = STANDARD.decode(text).map_err(serde::de::Error::custom)?;
+        let bytes = bytes.try_into();
+        bytes
+            .map(Self)
+            .map_err(|_| serde::de::Error::custom("a fingerprint has 32 bytes"))
+    }
+}
+
+/// A relay that a node is for others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayOffer {
+    /// Who the relay is.
+    pub key: PublicKey,
+    /// Where it listens on UDP: the same port at several addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub udp: Vec<SocketAddr>,
+    /// Where it listens on TLS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tls: Vec<SocketAddr>,
+    /// What its certificate is known by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Fingerprint>,
+}
+
+impl RelayOffer {
+    fn bounded(&self) -> bool {
+        self.udp.len() <= MOST_ENDPOINTS && self.tls.len() <= MOST_ENDPOINTS
+    }
+}
+
 /// What a node says of itself, signed by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -57,6 +102,12 @@ pub struct NodeRecord {
     /// Where its carrier of flows may be reached. Versions that carry none name nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flows: Vec<SocketAddr>,
+    /// The key by which its carrier of flows is known to relays and to those who look for it. Versions that are only reached directly name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<PublicKey>,
+    /// The relay that it is for others, if policy agrees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<RelayOffer>,
     /// How packets get in and out of it.
     #[serde(default, skip_serializing_if = "Mode::is_tun")]
     pub mode: Mode,
@@ -73,6 +124,7 @@ impl NodeRecord {
     pub(super) fn bounded(&self) -> bool {
         self.endpoints.len() <= MOST_ENDPOINTS
             && self.flows.len() <= MOST_ENDPOINTS
+            && self.relay.as_ref().is_none_or(RelayOffer::bounded)
             && self.name.len() <= 255
             && self.unready.len() <= MOST_SERVICES
             && self.unready.iter().all(|service| service.len() <= 63)

@@ -51,6 +51,8 @@ impl Station {
             name: "node".to_owned(),
             wireguard: self.wireguard.public(),
             endpoints: vec![SocketAddr::from(([192, 0, 2, self.seed], 51820))],
+            underlay: None,
+            relay: None,
             flows: Vec::new(),
             mode: Default::default(),
             unready: Default::default(),

@@ -7,11 +7,11 @@ use std::sync::mpsc::SyncSender;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::letter::Letter;
 use super::paths::Prober;
 use super::peer::Peer;
-use super::signal::{self, Signal};
+use super::signal;
 use super::statistics::{many, one};
-use super::way::{Letter, Way};
 use super::{Shared, gone, read};
 use crate::batch::Batch;
 use crate::crypto::Kind;
@@ -20,6 +20,8 @@ use crate::packet::addresses;
 use crate::policy::Direction;
 use crate::relay::{HEADER, Short, data, marked};
 use crate::tun::Offload;
+use crate::ways::Way;
+use crate::ways::signal::Signal;
 use crate::wire::Receiver;
 
 /// Rounds at one socket before the other has its turn.
@@ -264,7 +266,7 @@ impl Opening {
                     denied += 1;
                 }
             } else if found.source == IpAddr::from(signal::ADDRESS)
-                && let Some(signal) = self.plain.get(place).and_then(Signal::read)
+                && let Some(signal) = self.plain.get(place).and_then(signal::read)
             {
                 self.signals.push(signal);
             } else {

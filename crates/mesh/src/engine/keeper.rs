@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::paths::{Change, Prober};
+use super::letter::Letter;
+use super::paths::Prober;
 use super::peer::{Peer, State};
 use super::statistics::one;
-use super::way::{Letter, Way};
 use super::{Shared, lock, read};
 use crate::batch::Batch;
 use crate::crypto::{Admission, Kind, Sources};
 use crate::relay::marked;
+use crate::ways::{Change, Way, own_places};
 
 /// How often timers are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -100,21 +101,8 @@ impl Keeper {
     fn probe(&mut self) {
         let shared = Arc::clone(&self.shared);
         let now = shared.clock.now();
-        for link in shared.relays.all() {
-            if link.tick(now, &shared.wire) {
-                shared.relays.note_change();
-            }
-        }
-        let change = Change {
-            listed: shared.relays.take_change(),
-            moved: shared.relays.take_move(),
-        };
-        if change.listed {
-            shared.relays.rouse();
-        }
-        let mut own = lock(&shared.candidates).clone();
-        own.extend(shared.relays.seen());
-        own.truncate(super::signal::MOST_ADDRESSES);
+        let change = Change::look(&shared.relays, &shared.wire, now);
+        let own = own_places(&lock(&shared.candidates), &shared.relays);
         let peers = read(&shared.table).probed();
         for peer in peers {
             if shared.stopping() {
@@ -132,7 +120,7 @@ impl Keeper {
         let wire = &self.shared.wire;
         peer.count_not_sent(source.send(wire, &self.replies, &mut self.framed));
         if let (Some(paths), Way::Direct(_)) = (&state.paths, source)
-            && paths.agent.round_trip().is_none()
+            && paths.ways.agent.round_trip().is_none()
             && let Some(way @ Way::Relay(..)) = &state.way
         {
             way.send(wire, &self.replies, &mut self.framed);

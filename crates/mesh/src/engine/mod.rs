@@ -16,7 +16,7 @@
 //! With a [`Gate`] ([`Engine::start_guarded`]), no packet passes in either direction that it does not admit; what engines say to each other inside
 //! sessions never reaches a device and is not asked about.
 //!
-//! Packets go over a way (`way`): to an address, or over a relay. For peers that are probed (`paths`) the keeper asks the path agent ten times a
+//! Packets go over a way ([`crate::ways`]): to an address, or over a relay. For peers that are probed (`paths`) the keeper asks the path agent ten times a
 //! second and puts what it chose beside the tunnel, so sending reads one field more and nothing else. Relays (`relays`) share the UDP sockets; a
 //! fourth thread has the connections to those that are only reached over TLS.
 //!
@@ -26,15 +26,14 @@
 
 mod inbound;
 mod keeper;
+mod letter;
 mod outbound;
 mod paths;
 mod peer;
 mod queue;
-mod relays;
 mod signal;
 mod statistics;
 mod table;
-mod way;
 
 use std::io;
 use std::net::SocketAddr;
@@ -47,8 +46,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-pub use relays::RelayStatus;
-pub use statistics::{EngineStatus, PeerStatus, PeerWay};
+pub use statistics::{EngineStatus, PeerStatus};
 
 use crate::clock::Clock;
 use crate::crypto::{Core, SharedCore};
@@ -56,19 +54,18 @@ use crate::error::Error;
 use crate::key::{PresharedKey, PublicKey};
 use crate::policy::{Direction, Gate, Verdict};
 use crate::prefix::Prefix;
-use crate::relay::{LONGEST_TICKET, RelayAddress};
+use crate::relay::{Connections, RelayAddress, RelayStatus, Relays};
 use crate::tun::Tun;
+use crate::ways::Way;
+use crate::ways::signal::MOST_ADDRESSES;
 use crate::wire::{Wire, reachable};
+use letter::Letter;
 use paths::Paths;
-use relays::Relays;
 use statistics::Counters;
 use table::Table;
-use way::{Letter, Way};
 
 /// Handshakes that wait for their turn.
 const LETTERS: usize = 256;
-/// Relays that are used.
-const MOST_RELAYS: usize = 16;
 
 /// What is to be known of a peer.
 #[derive(Debug, Clone)]
@@ -121,10 +118,10 @@ struct Shared {
     gate: Option<Arc<dyn Gate>>,
     table: RwLock<Table>,
     counters: Counters,
-    relays: Relays,
+    relays: Arc<Relays>,
     /// Where this node may be found, as its owner knows.
     candidates: Mutex<Vec<SocketAddr>>,
-    stopping: AtomicBool,
+    stopping: Arc<AtomicBool>,
     /// Readable once the engine stops.
     wake: OwnedFd,
 }
@@ -212,9 +209,9 @@ impl Engine {
             gate,
             table: RwLock::new(Table::new()),
             counters: Counters::default(),
-            relays: Relays::new()?,
+            relays: Arc::new(Relays::new()?),
             candidates: Mutex::default(),
-            stopping: AtomicBool::new(false),
+            stopping: Arc::new(AtomicBool::new(false)),
             wake,
         });
         let (letters, inbox) = sync_channel(LETTERS);
@@ -248,31 +245,20 @@ impl Engine {
     /// # Errors
     /// A thread cannot be started.
     pub fn set_relays(&self, relays: &[RelayAddress], ticket: &[u8]) -> Result<(), Error> {
-        let relays = &relays[..relays.len().min(MOST_RELAYS)];
-        let ticket: Arc<[u8]> = ticket[..ticket.len().min(LONGEST_TICKET)].into();
-        let core = &self.shared.core;
-        let now = self.shared.clock.now();
-        let session = |relay: &RelayAddress| {
-            let secret = core.agree(&relay.key)?;
-            let node = core.public_key();
-            Some(crate::relay::session(
-                node,
-                &relay.key,
-                &secret,
-                Arc::clone(&ticket),
-                now,
-            ))
-        };
-        self.shared
+        let shared = &self.shared;
+        let core = &shared.core;
+        let (node, now) = (core.public_key(), shared.clock.now());
+        shared
             .relays
-            .set(&self.shared.wire, relays, &ticket, now, session);
+            .set(&shared.wire, node, relays, ticket, now, |relay| {
+                core.agree(relay)
+            });
         let mut connections = lock(&self.connections);
         if connections.is_none() && relays.iter().any(|relay| relay.tls.is_some()) {
             let start = || {
-                let shared = Arc::clone(&self.shared);
-                spawn(&self.shared, "mesh-relays", move || {
-                    relays::Connections::new(shared).run();
-                })
+                let (clock, stopping) = (Arc::clone(&shared.clock), Arc::clone(&shared.stopping));
+                let connections = Connections::new(Arc::clone(&shared.relays), clock, stopping);
+                spawn(shared, "mesh-relays", move || connections.run())
             };
             // Threads begin in the namespace of who starts them.
             *connections = Some(match self.shared.wire.namespace() {
@@ -292,7 +278,7 @@ impl Engine {
     /// most 8 in all are told to peers, inside sessions.
     pub fn set_candidates(&self, own: &[SocketAddr]) {
         let own = own.iter().copied().filter(|address| reachable(*address));
-        *lock(&self.shared.candidates) = own.take(signal::MOST_ADDRESSES).collect();
+        *lock(&self.shared.candidates) = own.take(MOST_ADDRESSES).collect();
     }
 
     /// Who this node is.

@@ -6,7 +6,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::peer::Peer;
 use super::queue::{FlowQueue, flow_of};
-use super::signal::Signal;
+use super::signal;
 use super::statistics::{many, one};
 use super::{Shared, gone, read};
 use crate::batch::Batch;
@@ -16,6 +16,7 @@ use crate::offload::{VIRTIO_HEADER, VirtioHeader};
 use crate::packet::addresses;
 use crate::policy::Direction;
 use crate::tun::LARGEST;
+use crate::ways::signal::Signal;
 
 /// Packets that are read before the first of them is sent.
 const READS: usize = 128;
@@ -52,7 +53,7 @@ pub(super) fn probe(shared: &Shared, peer: &Peer) -> bool {
         target: None,
     };
     // Nobody waits for the answer to this one: it opens the session, and probes of the agent's follow.
-    batches.plain.push(&Signal::Ask(0).write());
+    batches.plain.push(&signal::packet(&Signal::Ask(0)));
     batches.send_to(shared, peer);
     true
 }

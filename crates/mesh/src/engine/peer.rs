@@ -6,14 +6,12 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::paths::Paths;
-use super::relays::Relays;
-use super::statistics::{PeerStatus, PeerWay};
-use super::way::Way;
+use super::statistics::PeerStatus;
 use crate::crypto::{Opened, Sealed, Tunnel};
 use crate::key::{PresharedKey, PublicKey};
-use crate::path::Route;
 use crate::prefix::Prefix;
-use crate::relay::Short;
+use crate::relay::{Relays, Short};
+use crate::ways::{PeerWay, Way, Ways};
 
 /// A peer, shared among the threads.
 pub(super) struct Peer {
@@ -62,16 +60,12 @@ impl State {
         let Some(paths) = &self.paths else {
             return;
         };
-        let chosen = paths.agent.route();
+        let chosen = paths.ways.agent.route();
         if chosen == self.way.as_ref().map(Way::route) {
             return;
         }
         tracing::debug!(?chosen, "packets go another way now");
-        self.way = match chosen {
-            Some(Route::Direct(address)) => Some(Way::Direct(address)),
-            Some(Route::Relay(id)) => relays.get(id).map(|link| Way::Relay(link, short)),
-            None => None,
-        };
+        self.way = chosen.and_then(|route| Ways::way(relays, short, route));
     }
 }
 
@@ -125,7 +119,7 @@ impl Peer {
             }
         }
         if let Some(paths) = &mut state.paths {
-            if paths.heard(shared.clock.as_ref(), source) {
+            if paths.heard(shared.clock.now(), source) {
                 state.follow(&shared.relays, self.short);
             }
         } else if state.way.is_none() {
@@ -161,15 +155,12 @@ impl Peer {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (endpoint, way, round_trip, last, handshakes) = {
             let state = self.lock();
-            let way = state.way.as_ref().map(|way| match way {
-                Way::Direct(address) => PeerWay::Direct(*address),
-                Way::Relay(link, _) => PeerWay::Relay(link.address.key),
-            });
+            let way = state.way.as_ref().map(PeerWay::from);
             let paths = state.paths.as_ref();
             (
                 state.endpoint,
                 way,
-                paths.and_then(|paths| paths.agent.round_trip()),
+                paths.and_then(|paths| paths.ways.agent.round_trip()),
                 state.tunnel.last_handshake(),
                 state.tunnel.handshakes(),
             )

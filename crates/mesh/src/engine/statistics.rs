@@ -6,15 +6,7 @@ use std::time::Duration;
 
 use crate::key::PublicKey;
 use crate::prefix::Prefix;
-
-/// Where packets to a peer go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerWay {
-    /// Straight to this address.
-    Direct(SocketAddr),
-    /// Over the relay with this key.
-    Relay(PublicKey),
-}
+use crate::ways::PeerWay;
 
 /// What a peer is doing. Packets and bytes are those inside the tunnel, with padding when sent, and with probes when received.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,10 +3,11 @@
 //! Every node carries flows. Two that have a device each speak through a tunnel; where one has none, both use flows.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::current::{Current, Peer};
+use super::relaying::Used;
 use super::state::State;
 use super::status::Way;
 use super::{NodeError, NodeOptions};
@@ -17,11 +18,13 @@ use crate::engine::{Engine, EngineStatus};
 use crate::error::Error;
 use crate::key::PublicKey;
 use crate::policy::{Filter, FilterGate};
+use crate::relay::{RelayAddress, RelayStatus};
 use crate::tun::{Tun, TunOptions};
 use crate::userspace::{
     Credentials, ProxyOptions, Reach, Refusal, Service, Userspace, UserspaceOptions,
     UserspaceStatus,
 };
+use crate::ways::PeerWay;
 use crate::wire::{Wire, WireOptions};
 
 /// The port of tunnels, unless it is taken, and that of flows.
@@ -146,13 +149,15 @@ pub(super) struct Carriers {
     tunnels: Option<Engine>,
     flows: Userspace,
     gate: Arc<FilterGate>,
+    /// The relays that are used now.
+    relays: Mutex<Vec<RelayAddress>>,
 }
 
 /// What there is between this node and another.
 #[derive(Debug, Default)]
 pub(super) struct Between {
     pub(super) way: Option<Way>,
-    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) over: Option<PeerWay>,
     pub(super) since: Option<Duration>,
     pub(super) round_trip: Option<Duration>,
     pub(super) received: u64,
@@ -198,6 +203,7 @@ impl Carriers {
         let directory = current.directory.clone();
         let flows = UserspaceOptions {
             proxies,
+            underlay: Some(state.underlay.clone()),
             keep_in_touch: true,
             reach: Reach::Home {
                 except: own.into_iter().collect(),
@@ -208,6 +214,7 @@ impl Carriers {
             tunnels,
             flows: Userspace::start_on(flows, sockets.flows).await?,
             gate,
+            relays: Mutex::default(),
         })
     }
 
@@ -231,10 +238,47 @@ impl Carriers {
         self.flows.proxies()
     }
 
+    /// Says where tunnels and flows of this node may be found.
+    pub(super) fn set_candidates(&self, tunnels: &[SocketAddr], flows: &[SocketAddr]) {
+        if let Some(engine) = &self.tunnels {
+            engine.set_candidates(tunnels);
+        }
+        self.flows.set_candidates(flows);
+    }
+
+    /// Registers with these relays and no others.
+    fn set_relays(&self, used: &[Used]) {
+        let now: Vec<_> = used.iter().filter_map(Used::address).collect();
+        let mut before = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before == now {
+            return;
+        }
+        let tunnels = self.tunnels.as_ref().map_or(Ok(()), |engine| {
+            // Who is in the mesh needs no ticket.
+            engine.set_relays(&now, &[])
+        });
+        if let Err(error) = tunnels {
+            tracing::error!("tunnels have no relays: {error}");
+        }
+        if let Err(error) = self.flows.set_relays(&now) {
+            tracing::error!("flows have no relays: {error}");
+        }
+        *before = now;
+    }
+
+    /// How the relays are doing: as tunnels see them, or without a device as flows do.
+    pub(super) fn relays(&self) -> Vec<RelayStatus> {
+        match &self.tunnels {
+            Some(engine) => engine.relays(),
+            None => self.flows.relays(),
+        }
+    }
+
     /// Makes everything what follows from a view, where it is another than before.
     pub(super) fn carry_out(&self, before: &Current, now: &Current) {
         // Closed before it is opened: who is out is out before anybody else is let in.
         self.gate.set(now.filter.clone());
+        self.set_relays(&now.relays);
         if let Err(error) = self.flows.set_directory(now.directory.clone()) {
             tracing::error!("flows do not follow the map: {error}");
         }
@@ -314,8 +358,8 @@ impl Carriers {
         let flows = self.flows.peer(identity);
         let mut between = Between {
             way: flows.open.map(|_| Way::Flows),
-            endpoint: flows.open.map(|(at, _)| at),
-            since: flows.open.map(|(_, since)| since),
+            over: flows.way,
+            since: flows.open,
             round_trip: flows.round_trip,
             received: flows.received,
             sent: flows.sent,
@@ -323,7 +367,7 @@ impl Carriers {
         let engine = peer.and_then(|peer| self.tunnel(peer));
         if let Some(status) = engine.and_then(|engine| engine.peer(key)) {
             between.way = status.last_handshake.map(|_| Way::Tunnel).or(between.way);
-            between.endpoint = status.endpoint;
+            between.over = status.way;
             between.since = status.last_handshake;
             between.round_trip = status.round_trip;
             between.received += status.received_bytes;

@@ -12,6 +12,7 @@ use crate::prefix::Prefix;
 use crate::userspace::{Directory, loopback};
 
 use super::ServeError;
+use super::relaying::{Used, used};
 
 const TCP: u8 = 6;
 
@@ -46,6 +47,7 @@ pub(super) struct Current {
     pub(super) directory: Directory,
     pub(super) zone: Zone,
     pub(super) policy: Policy,
+    pub(super) relays: Vec<Used>,
     /// What is still to be said.
     pub(super) said: Option<Signed<NodeRecord>>,
 }
@@ -170,12 +172,14 @@ impl Current {
         }
         let zone = Zone::new(&policy, &nodes, v6_range, view.cursor());
         let directory = Directory::of(view, &policy, me, key, mode);
+        let relays = used(view, &policy, &me.identity);
         Self {
             peers,
             filter,
             directory,
             zone,
             policy,
+            relays,
             said: None,
         }
     }

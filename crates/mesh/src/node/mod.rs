@@ -15,6 +15,7 @@
 mod carriers;
 mod current;
 mod link;
+mod relaying;
 mod state;
 mod status;
 #[cfg(test)]
@@ -30,13 +31,15 @@ pub use carriers::device_allowed;
 use carriers::{Carriers, Sockets};
 use current::Current;
 pub use link::{Heard, Link, LinkError};
+pub use relaying::RelayPorts;
+use relaying::Relaying;
 pub use state::{State, StateError};
-pub use status::{NodeStatus, PeerSummary, Way};
+pub use status::{NodeStatus, PeerSummary, RelaySummary, RelayingSummary, Way};
 use tokio::sync::Notify;
 
 use crate::coordination::{
-    Applied, JoinRequest, MOST_SERVICES, Mode, NodeRecord, Signed, Token, View, ViewError, Voucher,
-    WatchRequest, overlay_v6_range,
+    Applied, JoinRequest, MOST_SERVICES, Mode, NodeRecord, RelayOffer, Signed, Token, View,
+    ViewError, Voucher, WatchRequest, overlay_v6_range,
 };
 use crate::error::Error;
 use crate::names::{Server, ServerOptions};
@@ -64,6 +67,8 @@ pub struct NodeOptions {
     pub dns: Vec<SocketAddr>,
     /// Who is asked about other names.
     pub upstream: Vec<SocketAddr>,
+    /// Whether, and where, it is a relay for others.
+    pub relay: Option<RelayPorts>,
 }
 
 /// Why a node is not up, or not any more.
@@ -81,6 +86,9 @@ pub enum NodeError {
     /// Its coordinator.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The relay that it should be.
+    #[error("cannot be a relay at port {0}: {1}")]
+    Relay(u16, #[source] Error),
     /// Its DNS server.
     #[error("cannot serve names at {0}: {1}")]
     Names(SocketAddr, #[source] io::Error),
@@ -139,6 +147,7 @@ struct Said {
     wanted: String,
     endpoints: Vec<SocketAddr>,
     flows: Vec<SocketAddr>,
+    relay: Option<RelayOffer>,
     mode: Mode,
 }
 
@@ -151,6 +160,8 @@ impl Said {
             wireguard: state.wireguard.public(),
             endpoints: self.endpoints.clone(),
             flows: self.flows.clone(),
+            underlay: Some(state.underlay.public()),
+            relay: self.relay.clone(),
             mode: self.mode,
             unready,
         }
@@ -165,6 +176,7 @@ pub struct Node {
     name: String,
     said: Said,
     carriers: Carriers,
+    relaying: Option<Relaying>,
     dns: Server,
     live: Mutex<Live>,
     /// Something is to be said to the coordinator.
@@ -252,10 +264,15 @@ impl Node {
         // Sockets first: what the node says of itself names their ports.
         let sockets = Sockets::bind(mode, &mut state)?;
         let (endpoints, flows) = sockets.endpoints(&options.endpoints);
+        let relaying = match options.relay {
+            Some(ports) => Some(Relaying::start(ports, &options.endpoints, &mut state)?),
+            None => None,
+        };
         let said = Said {
             wanted: options.name.clone(),
             endpoints,
             flows,
+            relay: relaying.as_ref().map(|relaying| relaying.offer().clone()),
             mode,
         };
         // Until somebody says again that they are there.
@@ -289,6 +306,7 @@ impl Node {
         let dns = names(&current, &options).await?;
         let own = dns.addresses().iter().map(SocketAddr::port);
         let carriers = Carriers::start(sockets, device, &state, &current, &options, own).await?;
+        carriers.set_candidates(&said.endpoints, &said.flows);
         let name = voucher.name.clone();
         let node = Self {
             state: Mutex::new(state),
@@ -296,6 +314,7 @@ impl Node {
             name,
             said,
             carriers,
+            relaying,
             dns,
             news: Notify::new(),
             live: Mutex::new(Live {
@@ -443,6 +462,9 @@ impl Node {
         let before = std::mem::replace(&mut live.current, now);
         live.current.said = before.said.clone();
         self.carriers.carry_out(&before, &live.current);
+        if let Some(relaying) = &self.relaying {
+            relaying.follow(&live.view);
+        }
         self.dns.set_zone(live.current.zone.clone());
     }
 

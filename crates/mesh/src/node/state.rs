@@ -6,12 +6,15 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::coordination::{Identity, IdentityKey, Signed, View, Voucher};
 use crate::error::Error;
 use crate::key::PrivateKey;
+use crate::relay::RelayCertificate;
 
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +57,36 @@ struct File {
     port: u16,
     #[serde(default)]
     flows_port: u16,
+    #[serde(default)]
+    underlay: Option<String>,
+    #[serde(default)]
+    certificate: Option<Certificate>,
     last_ms: u64,
     voucher: Option<Signed<Voucher>>,
     #[serde(default)]
     served: BTreeSet<String>,
+}
+
+/// A relay's certificate and its key, in base64.
+#[derive(Serialize, Deserialize)]
+struct Certificate {
+    certificate: String,
+    key: Zeroizing<String>,
+}
+
+impl Certificate {
+    fn write(certificate: &RelayCertificate) -> Self {
+        Self {
+            certificate: STANDARD.encode(certificate.certificate()),
+            key: Zeroizing::new(STANDARD.encode(certificate.key())),
+        }
+    }
+
+    fn read(&self) -> Option<RelayCertificate> {
+        let certificate = STANDARD.decode(&self.certificate).ok()?;
+        let key = STANDARD.decode(&*self.key).ok()?;
+        Some(RelayCertificate::from_der(certificate, key))
+    }
 }
 
 /// A node's state on disk, held by this process alone.
@@ -79,6 +108,10 @@ pub struct State {
     pub port: u16,
     /// The port of its flows; 0 until it has one.
     pub flows_port: u16,
+    /// The key of its flows below QUIC, and of the relay that it may be.
+    pub underlay: PrivateKey,
+    /// The certificate of that relay, if it ever was one.
+    pub certificate: Option<RelayCertificate>,
     /// The latest time that it gave in a request.
     pub last_ms: u64,
     /// What the coordinator vouches for, once it joined.
@@ -134,6 +167,12 @@ impl State {
                     epoch: file.epoch,
                     port: file.port,
                     flows_port: file.flows_port,
+                    underlay: match &file.underlay {
+                        Some(key) => key.parse().map_err(|_| spoilt())?,
+                        // Of a version that had none.
+                        None => PrivateKey::generate()?,
+                    },
+                    certificate: file.certificate.as_ref().and_then(Certificate::read),
                     last_ms: file.last_ms,
                     voucher: file.voucher,
                     served: file.served,
@@ -149,6 +188,8 @@ impl State {
                 epoch: 0,
                 port: 0,
                 flows_port: 0,
+                underlay: PrivateKey::generate()?,
+                certificate: None,
                 last_ms: 0,
                 voucher: None,
                 served: BTreeSet::new(),
@@ -172,6 +213,8 @@ impl State {
             epoch: self.epoch,
             port: self.port,
             flows_port: self.flows_port,
+            underlay: Some(self.underlay.to_base64()),
+            certificate: self.certificate.as_ref().map(Certificate::write),
             last_ms: self.last_ms,
             voucher: self.voucher.clone(),
             served: self.served.clone(),

@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Node;
+use super::relaying::Used;
+use super::{Live, Node};
 use crate::coordination::{Mode, Voucher};
+use crate::key::PublicKey;
+use crate::policy::Subject;
+use crate::ways::PeerWay;
 
 /// A node as it sees itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,8 +63,50 @@ pub struct NodeStatus {
     pub flows: usize,
     /// Flows that were refused, to others or to programs at a proxy.
     pub refused: u64,
+    /// The relays that policy lets this node use.
+    #[serde(default)]
+    pub relays: Vec<RelaySummary>,
+    /// What it does as a relay for others, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relaying: Option<RelayingSummary>,
     /// Everybody else in the mesh.
     pub peers: Vec<PeerSummary>,
+}
+
+/// A relay that this node uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelaySummary {
+    /// What the node is called that is it.
+    pub name: String,
+    /// Whether this node is registered there over UDP.
+    pub udp: bool,
+    /// Whether it is over TLS, which it is while UDP does not get through.
+    pub tls: bool,
+    /// Where the relay sees this node.
+    pub seen: Option<SocketAddr>,
+    /// How long its last answer took, in microseconds.
+    #[serde(default)]
+    pub round_trip_us: Option<u64>,
+}
+
+/// What a node does as a relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayingSummary {
+    /// Where it listens on UDP.
+    pub udp: Vec<SocketAddr>,
+    /// Where it listens on TLS.
+    pub tls: Vec<SocketAddr>,
+    /// Whether policy says that it is a relay of this mesh.
+    pub taken: bool,
+    /// Why it is not all that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Who is registered: the tunnels and the flows of a node are two.
+    pub clients: u64,
+    /// Datagrams carried since the start.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What carries between two nodes.
@@ -90,8 +137,11 @@ pub struct PeerSummary {
     pub unreachable: Option<String>,
     /// What carries now.
     pub way: Option<Way>,
-    /// Where it was heard last, if not over a relay.
+    /// Where it is reached, if not over a relay.
     pub endpoint: Option<SocketAddr>,
+    /// The relay that carries, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
     /// The time of a round trip, in microseconds, if it was measured lately.
     pub round_trip_us: Option<u64>,
     /// How long ago keys were agreed on, in seconds.
@@ -102,11 +152,51 @@ pub struct PeerSummary {
     pub sent: u64,
 }
 
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 fn addresses(voucher: &Voucher) -> Vec<IpAddr> {
     vec![IpAddr::V4(voucher.v4), IpAddr::V6(voucher.v6)]
 }
 
+/// What the node with this relay is called; its key where the map has changed meanwhile.
+fn relay_name(relays: &[Used], key: &PublicKey) -> String {
+    let relay = relays.iter().find(|relay| relay.key() == key);
+    relay.map_or_else(|| key.to_string(), |relay| relay.name.clone())
+}
+
 impl Node {
+    fn relays(&self, used: &[Used]) -> Vec<RelaySummary> {
+        let relays = self.carriers.relays().into_iter();
+        let relays = relays.map(|relay| RelaySummary {
+            name: relay_name(used, &relay.key),
+            udp: relay.udp,
+            tls: relay.tls,
+            seen: relay.seen,
+            round_trip_us: relay.round_trip.map(microseconds),
+        });
+        relays.collect()
+    }
+
+    fn relaying_status(&self, live: &Live) -> Option<RelayingSummary> {
+        let relaying = self.relaying.as_ref()?;
+        let own = self.own(live);
+        let statistics = relaying.statistics();
+        Some(RelayingSummary {
+            udp: relaying.offer().udp.clone(),
+            tls: relaying.offer().tls.clone(),
+            taken: live.current.policy.relays(Subject {
+                name: Some(&own.name),
+                tags: &own.tags,
+            }),
+            trouble: relaying.trouble().map(str::to_owned),
+            clients: statistics.clients,
+            packets: statistics.packets,
+            bytes: statistics.bytes,
+        })
+    }
+
     /// The node as it sees itself.
     pub fn status(&self) -> NodeStatus {
         let live = self.live();
@@ -120,8 +210,14 @@ impl Node {
             let peer = live.current.peers.get(key);
             let by_flows = !(mode.is_tun() && known.record.mode.is_tun());
             let between = self.carriers.between(key, peer, &known.voucher.identity);
-            let unreachable = (by_flows && known.record.flows.is_empty() && between.way.is_none())
+            let nowhere = known.record.flows.is_empty() && known.record.underlay.is_none();
+            let unreachable = (by_flows && nowhere && between.way.is_none())
                 .then(|| "it names no place where flows could reach it".to_owned());
+            let (endpoint, relay) = match between.over {
+                Some(PeerWay::Direct(at)) => (Some(at), None),
+                Some(PeerWay::Relay(key)) => (None, Some(relay_name(&live.current.relays, &key))),
+                None => (None, None),
+            };
             PeerSummary {
                 name: known.voucher.name.clone(),
                 addresses: addresses(&known.voucher),
@@ -130,11 +226,10 @@ impl Node {
                 allowed: peer.is_some(),
                 unreachable,
                 way: between.way,
-                endpoint: between.endpoint,
+                endpoint,
+                relay,
                 handshake_seconds: between.since.map(|since| since.as_secs()),
-                round_trip_us: between
-                    .round_trip
-                    .and_then(|time| u64::try_from(time.as_micros()).ok()),
+                round_trip_us: between.round_trip.map(microseconds),
                 received: between.received,
                 sent: between.sent,
             }
@@ -175,6 +270,8 @@ impl Node {
             denied_inbound: engine.as_ref().map_or(0, |engine| engine.denied_inbound),
             flows: flows.flows,
             refused: flows.refused,
+            relays: self.relays(&live.current.relays),
+            relaying: self.relaying_status(&live),
             peers: peers.collect(),
         }
     }

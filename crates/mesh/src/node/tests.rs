@@ -75,6 +75,8 @@ fn only_those_with_whom_something_may_pass_are_peers() {
                 name: tag.to_owned(),
                 wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
                 endpoints: vec![([192, 0, 2, seed], 51820).into()],
+                underlay: None,
+                relay: None,
                 flows: vec![([192, 0, 2, seed], 51821).into()],
                 mode: Mode::Tun,
                 unready: Default::default(),
@@ -156,6 +158,8 @@ fn names_lead_to_loopback_where_one_end_has_no_device() {
                 wireguard: key(seed),
                 endpoints: Vec::new(),
                 // One that would make others talk to themselves.
+                underlay: None,
+                relay: None,
                 flows: vec![
                     ([127, 0, 0, 1], 51821).into(),
                     ([192, 0, 2, seed], 51821).into(),

@@ -181,6 +181,11 @@ impl Agent {
         }
     }
 
+    /// Numbers its probes from here on: answers to those of somebody before are none to these.
+    pub const fn number_from(&mut self, first: u64) {
+        self.next_number = first;
+    }
+
     /// Where packets go now; `None` if no route is known.
     pub const fn route(&self) -> Option<Route> {
         self.chosen

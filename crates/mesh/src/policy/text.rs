@@ -90,12 +90,15 @@ pub struct Policy {
     rules: Vec<Rule>,
     tests: Vec<Test>,
     split: Vec<(String, Vec<IpAddr>)>,
+    relays: Vec<Selector>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     domain: Option<Spanned<String>>,
+    #[serde(default)]
+    relays: Vec<Spanned<String>>,
     #[serde(default)]
     services: BTreeMap<String, ServiceText>,
     #[serde(default)]
@@ -300,6 +303,7 @@ impl Policy {
                 domain.into_inner()
             },
         );
+        let relays = reader.selectors(&file.relays, false);
         let mut services = BTreeMap::new();
         for (name, service) in file.services {
             if label(&name) != name {
@@ -397,6 +401,7 @@ impl Policy {
             rules,
             tests,
             split,
+            relays,
         })
     }
 
@@ -408,6 +413,7 @@ impl Policy {
             rules: Vec::new(),
             tests: Vec::new(),
             split: Vec::new(),
+            relays: Vec::new(),
         }
     }
 
@@ -489,6 +495,12 @@ impl Policy {
             .nodes
             .iter()
             .any(|selector| self.matches(selector, node))
+    }
+
+    /// Whether a node that is a relay is one for this mesh.
+    pub fn relays(&self, node: Subject<'_>) -> bool {
+        let mut relays = self.relays.iter();
+        relays.any(|selector| self.matches(selector, node))
     }
 
     fn matches(&self, selector: &Selector, node: Subject<'_>) -> bool {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::crypto::Kind;
 use crate::key::PublicKey;
 
 /// How many bytes a relay adds to a datagram of WireGuard's: with IPv4 and an inner MTU of 1420, exactly 1500 in all.
@@ -10,7 +11,7 @@ pub const HEADER: usize = 20;
 /// The longest ticket.
 pub const LONGEST_TICKET: usize = 512;
 /// Behind the kind: the protocol's mark, its version, and nothing. WireGuard has zeros there.
-const MARK: [u8; 3] = [0xa7, 1, 0];
+pub(crate) const MARK: [u8; 3] = [0xa7, 1, 0];
 const HELLO: u8 = 0x81;
 const CHALLENGE: u8 = 0x82;
 const REGISTER: u8 = 0x83;
@@ -18,6 +19,13 @@ const REGISTERED: u8 = 0x84;
 const DATA: u8 = 0x85;
 const UNKNOWN: u8 = 0x86;
 const GOODBYE: u8 = 0x87;
+/// The kind of what two nodes say to each other of the ways between them, and how long that is. Relays carry it and know no more of it.
+pub(crate) const SIGNAL: u8 = 0x88;
+/// See [`SIGNAL`].
+pub(crate) const SIGNAL_LENGTH: usize = 200;
+
+/// The shortest datagram of QUIC's that an endpoint looks at (RFC 9000, section 10.3).
+const SHORTEST_QUIC: usize = 21;
 
 /// What belongs a question to its answer.
 pub type Nonce = [u8; 16];
@@ -131,7 +139,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether this may be a frame, and is no datagram of WireGuard's.
+/// Whether this may be a frame or a signal, and is no datagram of WireGuard's or QUIC's.
 pub(crate) fn marked(bytes: &[u8]) -> bool {
     bytes.get(1..4) == Some(&MARK)
 }
@@ -296,6 +304,21 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// What a datagram costs that a node gives to be carried, in handshakes; `None` for what no node sends to another.
+pub(super) fn cost(datagram: &[u8]) -> Option<f64> {
+    match (Kind::of(datagram), datagram) {
+        (Some(Kind::Data(_)), _) => Some(0.0),
+        (Some(_), _) => Some(1.0),
+        (None, [SIGNAL, ..]) if marked(datagram) && datagram.len() == SIGNAL_LENGTH => Some(0.0),
+        // QUIC (RFC 9000, section 17): a bit that all have, one for those that begin a connection, of which each end sends several.
+        (None, [first, ..]) if first & 0xc0 == 0xc0 && datagram.len() >= SHORTEST_QUIC => {
+            Some(0.125)
+        }
+        (None, [first, ..]) if first & 0xc0 == 0x40 && datagram.len() >= SHORTEST_QUIC => Some(0.0),
+        _ => None,
+    }
+}
+
 /// The head of a data frame; the datagram follows.
 pub(crate) fn data_header(session: u32, node: Short) -> [u8; HEADER] {
     let mut header = [0; HEADER];
@@ -311,7 +334,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::crypto::Kind;
 
     fn frames(ticket: &[u8]) -> Vec<Frame<'_>> {
         let node = PublicKey::from_bytes([7; 32]);
@@ -356,6 +378,29 @@ mod tests {
         frames(&[])[4].write(&mut header);
         let node = Short::of(&PublicKey::from_bytes([7; 32]));
         assert_eq!(header, data_header(9, node));
+    }
+
+    #[test]
+    fn only_what_nodes_send_to_each_other_is_carried() {
+        let datagram = |head: &[u8], length: usize| {
+            let mut bytes = head.to_vec();
+            bytes.resize(length, 7);
+            bytes
+        };
+        for (head, length, expected) in [
+            (&[4, 0, 0, 0][..], 32, Some(0.0)),
+            (&[1, 0, 0, 0], 148, Some(1.0)),
+            (&[0xc3, 0, 0, 0, 1], 1200, Some(0.125)),
+            (&[0x4a], 40, Some(0.0)),
+            (&[SIGNAL, 0xa7, 1, 0], SIGNAL_LENGTH, Some(0.0)),
+            (&[SIGNAL, 0xa7, 1, 0], SIGNAL_LENGTH + 1, None),
+            (&[HELLO, 0xa7, 1, 0], 52, None),
+            (&[0x4a], 20, None),
+            (&[0x16, 3, 1], 200, None),
+            (&[], 0, None),
+        ] {
+            assert_eq!(cost(&datagram(head, length)), expected, "{head:?} {length}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Relays: a way between two nodes that cannot reach each other, and the first way between any two.
 //!
-//! A [`Relay`] carries datagrams of WireGuard's between nodes that registered with it, and nothing else. It cannot read them, and
-//! what it drops, repeats, delays, exchanges or makes up, WireGuard bears as it bears the internet. What a relay does learn is which node
+//! A [`Relay`] carries datagrams of WireGuard's, and of the QUIC that carries flows, between nodes that registered with it, and nothing else. It cannot read
+//! them, and what it drops, repeats, delays, exchanges or makes up, both bear as they bear the internet. What a relay does learn is which node
 //! speaks with which, when, and how much. Any node that others can reach may be one.
 //!
 //! It listens on UDP, and on TLS over TCP (usually port 443) for networks that let nothing else pass. The same frames go over both ([`Frame`];
@@ -30,6 +30,7 @@
 //!
 //! A relay's certificate is its own, known by its SHA-256 from the [`RelayAddress`]; no authority is asked.
 
+mod client;
 mod frame;
 mod outbox;
 mod proof;
@@ -41,13 +42,14 @@ mod ticket;
 
 use std::net::SocketAddr;
 
+pub use client::RelayStatus;
+pub(crate) use client::{Connections, Link, Post, Relays};
 pub use frame::{Frame, HEADER, LONGEST_TICKET, Nonce, Short, Tag};
-pub(crate) use frame::{data, data_header, marked};
-pub(crate) use outbox::Outbox;
+pub(crate) use frame::{MARK, SIGNAL, SIGNAL_LENGTH, data, marked};
+pub(crate) use proof::keyed;
 pub use server::{Relay, RelayOptions};
-pub(crate) use session::{Change, Session};
+use session::Session;
 pub use stream::{RelayCertificate, TlsOptions};
-pub(crate) use stream::{Stream, connect};
 pub use ticket::{Admitted, AnyNode, SharedTickets, TicketCheck};
 
 use std::sync::Arc;
@@ -125,7 +127,7 @@ pub struct Statistics {
 }
 
 /// A registration of `node` with a relay, given what X25519 makes of their keys.
-pub(crate) fn session(
+fn session(
     node: PublicKey,
     relay: &PublicKey,
     shared: &[u8; 32],

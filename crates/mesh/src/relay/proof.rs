@@ -18,7 +18,7 @@ impl std::fmt::Debug for Proof {
 }
 
 /// A keyed hash over the parts.
-pub(super) fn keyed(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+pub(crate) fn keyed(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     // HMAC takes keys of any length.
     #[allow(clippy::expect_used)]
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key of any length");

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::frame::{Frame, Short, Tag};
+use super::frame::{Frame, Short, Tag, cost};
 use super::proof::{Proof, random, same, tag};
 use super::ticket::TicketCheck;
 use super::{Limits, Statistics};
-use crate::crypto::{Kind, shared_secret};
+use crate::crypto::shared_secret;
 use crate::error::Error;
 use crate::key::{PrivateKey, PublicKey};
 
@@ -334,15 +334,12 @@ impl Registry {
             self.statistics.unknown += 1;
             return Verdict::Unknown;
         }
-        // Nothing but WireGuard is carried.
-        let allowed = match Kind::of(packet) {
-            Some(Kind::Data(_)) => true,
-            Some(_) => client.handshakes.take(1.0, now),
-            None => {
-                self.statistics.malformed += 1;
-                return Verdict::Drop;
-            }
+        // Nothing but WireGuard and what carries flows.
+        let Some(cost) = cost(packet) else {
+            self.statistics.malformed += 1;
+            return Verdict::Drop;
         };
+        let allowed = cost == 0.0 || client.handshakes.take(cost, now);
         if !allowed || !client.bytes.take(packet.len() as f64, now) {
             self.statistics.limited += 1;
             return Verdict::Drop;

@@ -57,6 +57,9 @@ pub(crate) struct Session {
     misses: u32,
     asking: bool,
     told: Option<Instant>,
+    /// When it said hello last, and how long the answer took.
+    greeted: Instant,
+    round_trip: Option<Duration>,
 }
 
 impl Session {
@@ -73,7 +76,14 @@ impl Session {
             misses: 0,
             asking: false,
             told: None,
+            greeted: now,
+            round_trip: None,
         }
+    }
+
+    /// How long the relay's last answer took.
+    pub(crate) const fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
     }
 
     /// Takes another ticket, which is shown from now on.
@@ -126,6 +136,7 @@ impl Session {
         };
         self.nonce.copy_from_slice(&fresh[..16]);
         self.asking = true;
+        self.greeted = now;
         let hello = Frame::Hello {
             node: self.node,
             nonce: self.nonce,
@@ -138,6 +149,7 @@ impl Session {
     pub(crate) fn take(&mut self, now: Instant, bytes: &[u8], out: &mut Vec<u8>) -> Change {
         match Frame::read(bytes) {
             Some(Frame::Challenge { nonce, cookie }) if self.asking && nonce == self.nonce => {
+                self.round_trip = Some(now.saturating_duration_since(self.greeted));
                 let register = Frame::Register {
                     node: self.node,
                     nonce,

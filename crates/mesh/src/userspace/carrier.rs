@@ -20,9 +20,11 @@ use super::flow::{Carried, Far, Local, Remote, carry};
 use super::header::{ECHO, GRANTED, Refusal, Request};
 use super::identity::{Credential, Current, NAME, peer_of};
 use super::links::{LinkStatus, Links};
+use super::underlay::{Underlay, address_of};
 use super::{Limits, Reach};
 use crate::coordination::IdentityKey;
 use crate::policy::{Direction, Filter, FilterGate, FilterPeer, Flow, Verdict};
+use crate::ways::PeerWay;
 
 /// TCP's number in policies.
 const TCP: u8 = 6;
@@ -66,6 +68,7 @@ pub(super) struct Counts {
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) endpoint: Endpoint,
+    pub(super) underlay: Option<Arc<Underlay>>,
     credential: Credential,
     directory: Current,
     gate: Arc<FilterGate>,
@@ -85,6 +88,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(
         endpoint: Endpoint,
+        underlay: Option<Arc<Underlay>>,
         credential: Credential,
         directory: Current,
         gate: Arc<FilterGate>,
@@ -94,6 +98,7 @@ impl Core {
         limits.flows = limits.flows.min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             endpoint,
+            underlay,
             credential,
             directory,
             gate,
@@ -115,6 +120,41 @@ impl Core {
     pub(super) fn begin(self: &Arc<Self>) {
         self.spawn(Arc::clone(self).take_connections());
         self.spawn(Arc::clone(self).keep_house());
+        if let Some(underlay) = &self.underlay {
+            self.spawn(Arc::clone(underlay).keep());
+        }
+        self.tell_underlay();
+    }
+
+    /// Lets the underlay know who is in the mesh.
+    fn tell_underlay(&self) {
+        let Some(underlay) = &self.underlay else {
+            return;
+        };
+        let directory = self.directory();
+        let own = directory.own().identity;
+        let others = directory.members().filter(|member| member.identity != own);
+        underlay.set_peers(others.filter_map(|member| {
+            let key = member.underlay?;
+            Some((key, member.endpoints.clone()))
+        }));
+    }
+
+    /// Where QUIC finds a node: at the one address that stands for it, or at those that it names.
+    fn places(&self, member: &Member) -> Vec<SocketAddr> {
+        match (&self.underlay, &member.underlay) {
+            (Some(_), Some(key)) => vec![address_of(key)],
+            _ => member.endpoints.iter().copied().take(ADDRESSES).collect(),
+        }
+    }
+
+    /// Whether there is any way on which a node might be reached.
+    pub(super) fn has_way(&self, member: &Member) -> bool {
+        let relayed = || {
+            let ours = self.underlay.as_ref();
+            member.underlay.is_some() && ours.is_some_and(|underlay| underlay.relayed())
+        };
+        !member.endpoints.is_empty() || relayed()
     }
 
     /// Runs a task until it is over or this node stops. It may be dropped wherever it waits.
@@ -140,6 +180,10 @@ impl Core {
         self.tasks.wait().await;
         // So that others hear of it now and not when they miss this node. Nothing depends on it.
         let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        if let Some(underlay) = self.underlay.clone() {
+            // It waits for a thread, which ends at once.
+            let _ = tokio::task::spawn_blocking(move || underlay.end()).await;
+        }
     }
 
     pub(super) fn directory(&self) -> Arc<Directory> {
@@ -155,6 +199,7 @@ impl Core {
             .unwrap_or_else(PoisonError::into_inner);
         *place = Arc::new(directory);
         drop(place);
+        self.tell_underlay();
         self.refresh();
     }
 
@@ -192,7 +237,14 @@ impl Core {
 
     /// What is known of the connection with a peer.
     pub(super) fn link(&self, peer: &IdentityKey) -> LinkStatus {
-        self.links.status(peer)
+        let mut status = self.links.status(peer);
+        // What QUIC calls it says nothing of the way.
+        if let (Some(underlay), Some(PeerWay::Direct(at))) = (&self.underlay, status.way)
+            && let Some(way) = underlay.way_at(at)
+        {
+            status.way = way;
+        }
+        status
     }
 
     /// Measures a round trip to a peer, over a new connection if there is none.
@@ -488,8 +540,8 @@ impl Core {
             }
         };
         let mut tries = JoinSet::new();
-        for (at, address) in (0..).zip(member.endpoints.iter().take(ADDRESSES)) {
-            let (endpoint, config, address) = (self.endpoint.clone(), config.clone(), *address);
+        for (at, address) in (0..).zip(self.places(member)) {
+            let (endpoint, config) = (self.endpoint.clone(), config.clone());
             tries.spawn(async move {
                 tokio::time::sleep(NEXT_ADDRESS * at).await;
                 let connecting = endpoint.connect_with(config, address, NAME);

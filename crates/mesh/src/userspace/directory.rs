@@ -46,6 +46,8 @@ pub struct Member {
     pub mode: Mode,
     /// Where its carrier listens on UDP; the first few are tried.
     pub endpoints: Vec<SocketAddr>,
+    /// The key by which relays know it as a carrier of flows. Versions that are only reached directly have none.
+    pub underlay: Option<PublicKey>,
 }
 
 impl Member {
@@ -124,6 +126,7 @@ impl Directory {
                 let all = known.record.flows.iter().copied();
                 all.filter(usable).collect()
             },
+            underlay: known.record.underlay,
         };
         // What others know of this node's mode may be old.
         let own = match view.node(&me.identity).map(member) {
@@ -136,6 +139,7 @@ impl Directory {
                 v6: me.v6,
                 mode,
                 endpoints: Vec::new(),
+                underlay: None,
             },
         };
         let nodes: BTreeMap<_, _> = view
@@ -247,6 +251,8 @@ mod tests {
                     wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
                     endpoints: vec![([192, 0, 2, seed], 51820).into()],
                     flows: vec![([192, 0, 2, seed], 51821).into()],
+                    underlay: None,
+                    relay: None,
                     mode: Mode::Tun,
                     unready: (seed == 4).then(|| "db".to_owned()).into_iter().collect(),
                 }),

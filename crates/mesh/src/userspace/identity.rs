@@ -292,6 +292,8 @@ impl Credential {
         let mut config = quinn::EndpointConfig::new(self.reset.clone());
         let names = self.names.clone();
         config.cid_generator(move || Box::new(names.clone()));
+        // Signals, and what relays say, are told from QUIC by the bit that this would let vary (RFC 9287).
+        config.grease_quic_bit(false);
         config
     }
 

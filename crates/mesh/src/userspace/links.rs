@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use quinn::{Connection, VarInt};
 
 use crate::coordination::IdentityKey;
+use crate::ways::PeerWay;
 
 /// Connections with one node at once. Two are normal, when both ends connect at the same time; a node that restarts has another one.
 const MOST: usize = 4;
@@ -22,8 +23,10 @@ pub(super) type Opening = Arc<tokio::sync::Mutex<Option<Instant>>>;
 /// What is known of the connections with a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkStatus {
-    /// Where the newest leads to, and how long ago it was opened.
-    pub open: Option<(SocketAddr, Duration)>,
+    /// How long ago the newest was opened, if there is one.
+    pub open: Option<Duration>,
+    /// Over which way it goes.
+    pub way: Option<PeerWay>,
     /// The time of a round trip over it, as its packets show.
     pub round_trip: Option<Duration>,
     /// Bytes in datagrams to the node since the start, over all connections.
@@ -168,13 +171,13 @@ impl Links {
         }
         let mut links = peer.links.iter().rev();
         let newest = links.find(|link| link.connection.close_reason().is_none());
-        let place = |link: &Link| {
+        let way = |link: &Link| {
             let at = link.connection.remote_address();
-            let at = SocketAddr::new(at.ip().to_canonical(), at.port());
-            (at, link.opened.elapsed())
+            PeerWay::Direct(SocketAddr::new(at.ip().to_canonical(), at.port()))
         };
         LinkStatus {
-            open: newest.map(place),
+            open: newest.map(|link| link.opened.elapsed()),
+            way: newest.map(way),
             round_trip: newest.map(|link| link.connection.rtt()),
             sent,
             received,

@@ -71,6 +71,7 @@ pub mod socks;
 #[cfg(test)]
 mod tests;
 mod touch;
+mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -90,7 +91,10 @@ use tokio::net::TcpListener;
 
 use crate::coordination::{Identity, IdentityKey};
 use crate::error::Error;
+use crate::key::PrivateKey;
 use crate::policy::FilterGate;
+use crate::relay::{RelayAddress, RelayStatus};
+use underlay::Underlay;
 
 /// What the kernel keeps of datagrams that nobody has read yet; it gives as much of it as it may.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -158,6 +162,8 @@ pub struct UserspaceOptions {
     pub gate: Arc<FilterGate>,
     /// Where other nodes' connections are taken, on UDP. At `[::]` both families are.
     pub listen: SocketAddr,
+    /// The key by which relays and others know this node as a carrier of flows. Without one there are neither relays nor probes.
+    pub underlay: Option<PrivateKey>,
     /// Proxies for local programs.
     pub proxies: Vec<ProxyOptions>,
     /// Whether there are doors.
@@ -182,6 +188,7 @@ impl UserspaceOptions {
             directory,
             gate,
             listen: (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+            underlay: None,
             proxies: Vec::new(),
             doors: true,
             door_ports: Vec::new(),
@@ -303,8 +310,13 @@ impl Userspace {
         // More is faster, less works too.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER);
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER);
-        let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
-        Self::start_over(options, socket).await
+        let Some(key) = options.underlay.clone() else {
+            let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+            return Self::start_over(options, socket).await;
+        };
+        let underlay = Underlay::new(socket, key)?;
+        let socket = Arc::clone(&underlay) as Arc<dyn AsyncUdpSocket>;
+        Self::start_with(options, socket, Some(underlay)).await
     }
 
     /// Brings a node up over something that carries datagrams. What [`Member::endpoints`] say are addresses there, and `listen` means nothing.
@@ -314,6 +326,14 @@ impl Userspace {
     pub async fn start_over(
         options: UserspaceOptions,
         socket: Arc<dyn AsyncUdpSocket>,
+    ) -> Result<Self, UserspaceError> {
+        Self::start_with(options, socket, None).await
+    }
+
+    async fn start_with(
+        options: UserspaceOptions,
+        socket: Arc<dyn AsyncUdpSocket>,
+        underlay: Option<Arc<Underlay>>,
     ) -> Result<Self, UserspaceError> {
         if options.directory.own().identity != options.identity.public() {
             return Err(UserspaceError::OtherNode);
@@ -358,6 +378,7 @@ impl Userspace {
         let address = endpoint.local_addr().map_err(failed)?;
         let core = Core::new(
             endpoint,
+            underlay,
             credential,
             directory,
             options.gate,
@@ -415,6 +436,33 @@ impl Userspace {
         no_circle(&services, &self.proxies)?;
         self.core.set_services(services);
         Ok(())
+    }
+
+    /// From now on these are the relays, the preferred first: this node registers with each, and is reached over them where nothing else
+    /// gets through.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn set_relays(&self, relays: &[RelayAddress]) -> Result<(), UserspaceError> {
+        if let Some(underlay) = &self.core.underlay {
+            underlay.set_relays(relays)?;
+        }
+        Ok(())
+    }
+
+    /// How the relays are doing, in the order of their list.
+    pub fn relays(&self) -> Vec<RelayStatus> {
+        let underlay = self.core.underlay.as_ref();
+        underlay
+            .map(|underlay| underlay.relays())
+            .unwrap_or_default()
+    }
+
+    /// Says where this node may be found, besides where relays see it. At most 8 in all are told to those with whom there are flows.
+    pub fn set_candidates(&self, own: &[SocketAddr]) {
+        if let Some(underlay) = &self.core.underlay {
+            underlay.set_candidates(own);
+        }
     }
 
     /// The gate was changed: what it no longer allows ends at once.

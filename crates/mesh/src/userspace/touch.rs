@@ -21,15 +21,19 @@ const AT_ONCE: usize = 8;
 const LOOK: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(15);
 
-/// Who may begin flows to this node and names a place: always the same ones if there are too many.
-fn callers(directory: &Directory, filter: &Filter) -> BTreeMap<IdentityKey, Arc<Member>> {
+/// Who may begin flows to this node and might be reached: always the same ones if there are too many.
+fn callers(
+    directory: &Directory,
+    filter: &Filter,
+    has_way: impl Fn(&Member) -> bool,
+) -> BTreeMap<IdentityKey, Arc<Member>> {
     let own = directory.own();
     let others = directory.members().filter(|member| {
         let tunnel = own.mode.is_tun() && member.mode.is_tun();
         let rules = filter.peer(&member.key);
         member.identity != own.identity
             && !tunnel
-            && !member.endpoints.is_empty()
+            && has_way(member)
             && rules.is_some_and(|rules| !rules.inbound.is_empty())
     });
     let all: BTreeMap<_, _> = others
@@ -46,7 +50,9 @@ pub(super) async fn keep(core: Arc<Core>) {
     let mut tries = JoinSet::new();
     loop {
         failed.retain(|_, at| at.elapsed() < AGAIN);
-        for (peer, member) in callers(&core.directory(), &core.filter()) {
+        for (peer, member) in callers(&core.directory(), &core.filter(), |member| {
+            core.has_way(member)
+        }) {
             if tries.len() >= AT_ONCE {
                 break;
             }

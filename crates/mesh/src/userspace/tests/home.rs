@@ -55,8 +55,8 @@ async fn a_round_trip_is_measured_with_whom_something_may_pass() {
         assert!(known.sent > 0 && known.received > 0);
         assert_eq!(lab.node(from).status().connections, 1);
     }
-    let (at, _) = lab.node(0).peer(&identity(1)).open.unwrap();
-    assert_eq!(at, lab.node(1).address());
+    let way = lab.node(0).peer(&identity(1)).way;
+    assert_eq!(way, Some(crate::PeerWay::Direct(lab.node(1).address())));
     assert_eq!(
         lab.node(0).probe(&identity(2)).await,
         Err(Refusal::Denied),

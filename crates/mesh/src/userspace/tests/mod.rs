@@ -5,6 +5,7 @@ mod flows;
 mod home;
 mod hostile;
 mod proxies;
+mod underlay;
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -42,6 +43,7 @@ pub(super) fn member(number: u32) -> Member {
         v6: overlay_v6(&IdentityKey::from_bytes([0; 32]), number),
         mode: crate::coordination::Mode::Userspace,
         endpoints: Vec::new(),
+        underlay: None,
     }
 }
 

@@ -4,19 +4,27 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use zeroize::Zeroizing;
 
-use super::{event, lock, read};
+use super::frame::{Frame, HEADER, LONGEST_TICKET, Short, data, data_header};
+use super::outbox::Outbox;
+use super::session::{Change, Session};
+use super::stream::{Stream, connect};
+use super::{RelayAddress, session};
 use crate::batch::Batch;
+use crate::clock::Clock;
+use crate::error::Error;
 use crate::key::PublicKey;
 use crate::path::RelayId;
-use crate::relay::{
-    Change, HEADER, Outbox, RelayAddress, Session, Short, Stream, connect, data, data_header,
-};
 use crate::wire::Wire;
+
+/// Relays that are used.
+const MOST: usize = 16;
 
 /// How long UDP is tried alone.
 const UDP_FIRST: Duration = Duration::from_secs(1);
@@ -31,6 +39,27 @@ const TICK: Duration = Duration::from_millis(100);
 /// Frames from connections that wait for the inbound thread.
 const MOST_FRAMES: usize = 2048;
 
+/// What sends datagrams from the socket that relays see.
+pub(crate) trait Post {
+    /// Sends all there; how many could not be sent.
+    fn post(&self, to: SocketAddr, datagrams: &Batch) -> u64;
+}
+
+impl Post for Wire {
+    fn post(&self, to: SocketAddr, datagrams: &Batch) -> u64 {
+        self.send(to, datagrams).failed
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn event() -> Result<OwnedFd, Error> {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|error| Error::io("make an event descriptor", error))
+}
+
 /// How a relay is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayStatus {
@@ -42,13 +71,15 @@ pub struct RelayStatus {
     pub tls: bool,
     /// Where the relay sees this node's UDP socket.
     pub seen: Option<SocketAddr>,
+    /// How long its last answer took.
+    pub round_trip: Option<Duration>,
 }
 
 /// One relay as a client has it.
 #[derive(Debug)]
-pub(super) struct Link {
-    pub(super) id: RelayId,
-    pub(super) address: RelayAddress,
+pub(crate) struct Link {
+    pub(crate) id: RelayId,
+    pub(crate) address: RelayAddress,
     /// The sessions' numbers, 0 for none.
     udp_session: AtomicU32,
     tls_session: AtomicU32,
@@ -69,25 +100,31 @@ struct LinkState {
 
 impl Link {
     /// One of the relay's addresses.
-    pub(super) fn place(&self) -> Option<SocketAddr> {
+    pub(crate) fn place(&self) -> Option<SocketAddr> {
         self.address
             .udp
             .or_else(|| self.address.tls.map(|tls| tls.address))
     }
 
     /// Whether data can be sent.
-    pub(super) fn usable(&self) -> bool {
+    pub(crate) fn usable(&self) -> bool {
         self.udp_session.load(Ordering::Relaxed) != 0
             || self.tls_session.load(Ordering::Relaxed) != 0
     }
 
     /// The session's number over UDP, 0 for none.
-    pub(super) fn udp_session(&self) -> u32 {
+    pub(crate) fn udp_session(&self) -> u32 {
         self.udp_session.load(Ordering::Relaxed)
     }
 
-    /// Sends all datagrams to the node; how many could not be sent.
-    pub(super) fn send(&self, wire: &Wire, to: Short, batch: &Batch, framed: &mut Batch) -> u64 {
+    /// Sends all datagrams to the node; how many could not be sent. `framed` is room to work in.
+    pub(crate) fn send(
+        &self,
+        post: &dyn Post,
+        to: Short,
+        batch: &Batch,
+        framed: &mut Batch,
+    ) -> u64 {
         let udp = self.udp_session();
         if udp != 0
             && let Some(address) = self.address.udp
@@ -102,7 +139,7 @@ impl Link {
                     Some(HEADER + packet.len())
                 });
             }
-            return wire.send(address, framed).failed;
+            return post.post(address, framed);
         }
         let tls = self.tls_session.load(Ordering::Relaxed);
         if tls == 0 {
@@ -116,39 +153,39 @@ impl Link {
     }
 
     /// Lets time pass for the registration over UDP. Whether something changed.
-    pub(super) fn tick(&self, now: Instant, wire: &Wire) -> bool {
+    pub(crate) fn tick(&self, now: Instant, post: &dyn Post) -> bool {
         let Some(address) = self.address.udp else {
             return false;
         };
         let mut out = Vec::new();
         let change = lock(&self.state).udp.tick(now, &mut out);
-        send_one(wire, address, &out);
+        send_one(post, address, &out);
         self.apply_udp(change)
     }
 
     /// Takes a frame that came from the relay over UDP and is no data. Whether something changed.
-    pub(super) fn take(&self, now: Instant, wire: &Wire, frame: &[u8]) -> bool {
+    pub(crate) fn take(&self, now: Instant, post: &dyn Post, frame: &[u8]) -> bool {
         let Some(address) = self.address.udp else {
             return false;
         };
         let mut out = Vec::new();
         let change = lock(&self.state).udp.take(now, frame, &mut out);
-        send_one(wire, address, &out);
+        send_one(post, address, &out);
         self.apply_udp(change)
     }
 
     /// Says goodbye. A relay to which there is a connection learns it by that.
-    fn leave(&self, wire: &Wire) {
+    fn leave(&self, post: &dyn Post) {
         let session = self.udp_session.swap(0, Ordering::Relaxed);
         if let (Some(address), true) = (self.address.udp, session != 0) {
             let mut frame = Vec::new();
-            crate::relay::Frame::Goodbye { session }.write(&mut frame);
-            send_one(wire, address, &frame);
+            Frame::Goodbye { session }.write(&mut frame);
+            send_one(post, address, &frame);
         }
     }
 
     /// Asks the relay whether it is there, as nothing comes over it.
-    pub(super) fn check(&self, now: Instant) {
+    pub(crate) fn check(&self, now: Instant) {
         let mut state = lock(&self.state);
         if self.udp_session() != 0 {
             state.udp.check(now);
@@ -197,17 +234,18 @@ impl Link {
     }
 }
 
-fn send_one(wire: &Wire, to: SocketAddr, frame: &[u8]) {
+fn send_one(post: &dyn Post, to: SocketAddr, frame: &[u8]) {
     if !frame.is_empty() {
         let mut batch = Batch::default();
         batch.push(frame);
-        wire.send(to, &batch);
+        // What is lost is asked again.
+        post.post(to, &batch);
     }
 }
 
 /// All relays, and what came over connections to them.
 #[derive(Debug)]
-pub(super) struct Relays {
+pub(crate) struct Relays {
     list: RwLock<Vec<Arc<Link>>>,
     next: AtomicU32,
     /// Something about them changed that peers have to be told.
@@ -215,12 +253,18 @@ pub(super) struct Relays {
     /// Wakes the connections' thread.
     wake: Arc<OwnedFd>,
     frames: Mutex<Vec<(Arc<Link>, Vec<u8>)>>,
-    /// Wakes the inbound thread.
-    pub(super) arrived: OwnedFd,
+    /// Wakes a thread that waits for it.
+    pub(crate) arrived: OwnedFd,
+    /// A task that waits for it.
+    waiting: Mutex<Option<Waker>>,
 }
 
 impl Relays {
-    pub(super) fn new() -> Result<Self, crate::Error> {
+    /// None yet.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub(crate) fn new() -> Result<Self, Error> {
         Ok(Self {
             list: RwLock::default(),
             next: AtomicU32::new(1),
@@ -228,44 +272,57 @@ impl Relays {
             wake: Arc::new(event()?),
             frames: Mutex::default(),
             arrived: event()?,
+            waiting: Mutex::default(),
         })
     }
 
+    fn list(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Link>>> {
+        self.list.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The relays there are.
-    pub(super) fn all(&self) -> Vec<Arc<Link>> {
-        read(&self.list).clone()
+    pub(crate) fn all(&self) -> Vec<Arc<Link>> {
+        self.list().clone()
     }
 
     /// The relay with this number.
-    pub(super) fn get(&self, id: RelayId) -> Option<Arc<Link>> {
-        read(&self.list).iter().find(|link| link.id == id).cloned()
+    pub(crate) fn get(&self, id: RelayId) -> Option<Arc<Link>> {
+        self.list().iter().find(|link| link.id == id).cloned()
     }
 
     /// The relay that sends datagrams from there.
-    pub(super) fn at(&self, source: SocketAddr) -> Option<Arc<Link>> {
-        let list = read(&self.list);
+    pub(crate) fn at(&self, source: SocketAddr) -> Option<Arc<Link>> {
+        let list = self.list();
         list.iter()
             .find(|link| link.address.udp == Some(source))
             .cloned()
     }
 
-    /// Takes another list; those that stay keep their registrations, the others are left.
-    pub(super) fn set(
+    /// Takes another list, the preferred first, for the node with this key, which has with a relay what `agree` says. At most 16 are used.
+    /// `ticket` is shown to all of them. Those that stay keep their registrations, the others are left.
+    pub(crate) fn set(
         &self,
-        wire: &Wire,
+        post: &dyn Post,
+        node: PublicKey,
         relays: &[RelayAddress],
-        ticket: &Arc<[u8]>,
+        ticket: &[u8],
         now: Instant,
-        session: impl Fn(&RelayAddress) -> Option<Session>,
+        agree: impl Fn(&PublicKey) -> Option<Zeroizing<[u8; 32]>>,
     ) {
+        let ticket: Arc<[u8]> = ticket[..ticket.len().min(LONGEST_TICKET)].into();
+        let session = |relay: &RelayAddress| {
+            let secret = agree(&relay.key)?;
+            let ticket = Arc::clone(&ticket);
+            Some(session(node, &relay.key, &secret, ticket, now))
+        };
         let before = self.all();
         let mut list = Vec::new();
-        for address in relays {
+        for address in relays.iter().take(MOST) {
             let known = before.iter().find(|link| link.address == *address);
             if let Some(link) = known {
                 let mut state = lock(&link.state);
-                state.udp.set_ticket(Arc::clone(ticket));
-                state.tls.set_ticket(Arc::clone(ticket));
+                state.udp.set_ticket(Arc::clone(&ticket));
+                state.tls.set_ticket(Arc::clone(&ticket));
                 drop(state);
                 list.push(Arc::clone(link));
                 continue;
@@ -290,45 +347,42 @@ impl Relays {
         }
         for gone in before {
             if !list.iter().any(|link| Arc::ptr_eq(link, &gone)) {
-                gone.leave(wire);
+                gone.leave(post);
             }
         }
-        *self
-            .list
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = list;
+        *self.list.write().unwrap_or_else(PoisonError::into_inner) = list;
         self.note_change();
         self.rouse();
     }
 
     /// Whether something changed since this was asked last.
-    pub(super) fn take_change(&self) -> bool {
+    pub(crate) fn take_change(&self) -> bool {
         self.changed.swap(false, Ordering::Relaxed)
     }
 
     /// Whether this node was seen at another address since this was asked last.
-    pub(super) fn take_move(&self) -> bool {
-        let list = read(&self.list);
+    pub(crate) fn take_move(&self) -> bool {
+        let list = self.list();
         let moved = list
             .iter()
             .filter(|link| link.moved.swap(false, Ordering::Relaxed));
         moved.count() > 0
     }
 
-    pub(super) fn note_change(&self) {
+    pub(crate) fn note_change(&self) {
         self.changed.store(true, Ordering::Relaxed);
     }
 
     /// Wakes the connections' thread.
-    pub(super) fn rouse(&self) {
+    pub(crate) fn rouse(&self) {
         // It can only fail when it is readable already.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
     /// Where relays see this node.
-    pub(super) fn seen(&self) -> Vec<SocketAddr> {
+    pub(crate) fn seen(&self) -> Vec<SocketAddr> {
         let mut seen = Vec::new();
-        for link in read(&self.list).iter() {
+        for link in self.list().iter() {
             if let Some(address) = lock(&link.state).seen
                 && link.udp_session() != 0
                 && !seen.contains(&address)
@@ -339,38 +393,57 @@ impl Relays {
         seen
     }
 
-    pub(super) fn status(&self) -> Vec<RelayStatus> {
+    pub(crate) fn status(&self) -> Vec<RelayStatus> {
         let links = self.all();
-        let status = links.iter().map(|link| RelayStatus {
-            key: link.address.key,
-            udp: link.udp_session() != 0,
-            tls: link.tls_session.load(Ordering::Relaxed) != 0,
-            seen: lock(&link.state).seen,
+        let status = links.iter().map(|link| {
+            let udp = link.udp_session() != 0;
+            let state = lock(&link.state);
+            let session = if udp { &state.udp } else { &state.tls };
+            RelayStatus {
+                key: link.address.key,
+                udp,
+                tls: link.tls_session.load(Ordering::Relaxed) != 0,
+                seen: state.seen,
+                round_trip: session.round_trip(),
+            }
         });
         status.collect()
     }
 
     /// What came over connections since it was asked last.
-    pub(super) fn arrivals(&self) -> Vec<(Arc<Link>, Vec<u8>)> {
+    pub(crate) fn arrivals(&self) -> Vec<(Arc<Link>, Vec<u8>)> {
         let mut count = [0; 8];
         // Nothing to read is as well.
         let _ = rustix::io::read(&self.arrived, &mut count);
         std::mem::take(&mut *lock(&self.frames))
     }
 
+    /// The same for a task, which is woken when there is something.
+    pub(crate) fn poll_arrivals(&self, context: &Context<'_>) -> Poll<Vec<(Arc<Link>, Vec<u8>)>> {
+        // First this, so that what arrives meanwhile is noticed.
+        *lock(&self.waiting) = Some(context.waker().clone());
+        match self.arrivals() {
+            none if none.is_empty() => Poll::Pending,
+            some => Poll::Ready(some),
+        }
+    }
+
     fn arrive(&self, link: &Arc<Link>, frame: &[u8]) {
         let mut frames = lock(&self.frames);
         if frames.len() < MOST_FRAMES {
             frames.push((Arc::clone(link), frame.to_vec()));
+            if let Some(task) = lock(&self.waiting).take() {
+                task.wake();
+            }
             // It can only fail when it is readable already.
             let _ = rustix::io::write(&self.arrived, &1u64.to_ne_bytes());
         }
     }
 
     /// Says goodbye to all relays.
-    pub(super) fn leave(&self, wire: &Wire) {
+    pub(crate) fn leave(&self, post: &dyn Post) {
         for link in self.all() {
-            link.leave(wire);
+            link.leave(post);
         }
     }
 }
@@ -385,27 +458,36 @@ struct Connection {
 }
 
 /// The connections to relays, for a thread of their own.
-pub(super) struct Connections {
-    shared: Arc<super::Shared>,
+pub(crate) struct Connections {
+    relays: Arc<Relays>,
+    clock: Arc<dyn Clock>,
+    stopping: Arc<AtomicBool>,
     open: HashMap<RelayId, Connection>,
     failed: HashMap<RelayId, Instant>,
 }
 
 impl Connections {
-    pub(super) fn new(shared: Arc<super::Shared>) -> Self {
+    /// None yet. Who sets `stopping` and [rouses](Relays::rouse) ends them.
+    pub(crate) fn new(
+        relays: Arc<Relays>,
+        clock: Arc<dyn Clock>,
+        stopping: Arc<AtomicBool>,
+    ) -> Self {
         Self {
-            shared,
+            relays,
+            clock,
+            stopping,
             open: HashMap::new(),
             failed: HashMap::new(),
         }
     }
 
-    pub(super) fn run(mut self) {
-        let shared = Arc::clone(&self.shared);
-        while !shared.stopping() {
+    pub(crate) fn run(mut self) {
+        let relays = Arc::clone(&self.relays);
+        while !self.stopping.load(Ordering::Relaxed) {
             self.wait();
-            let now = shared.clock.now();
-            let links = shared.relays.all();
+            let now = self.clock.now();
+            let links = relays.all();
             self.failed
                 .retain(|_, at| now.saturating_duration_since(*at) < PAUSE);
             for link in &links {
@@ -414,7 +496,7 @@ impl Connections {
             let mut ended = Vec::new();
             for (id, connection) in &mut self.open {
                 let listed = links.iter().any(|link| Arc::ptr_eq(link, &connection.link));
-                if !listed || connection.serve(&shared, now).is_err() {
+                if !listed || connection.serve(&relays, now).is_err() {
                     ended.push(*id);
                 }
             }
@@ -422,7 +504,7 @@ impl Connections {
                 if let Some(connection) = self.open.remove(&id) {
                     self.failed.insert(id, now);
                     if connection.link.apply_tls(Change::Out) {
-                        shared.relays.note_change();
+                        relays.note_change();
                     }
                 }
             }
@@ -430,7 +512,7 @@ impl Connections {
     }
 
     fn wait(&self) {
-        let relays = &self.shared.relays;
+        let relays = &self.relays;
         let mut waits = vec![PollFd::new(&*relays.wake, PollFlags::IN)];
         for connection in self.open.values() {
             let stream = &connection.stream;
@@ -479,7 +561,7 @@ impl Connections {
 
 impl Connection {
     /// Reads, registers and writes.
-    fn serve(&mut self, shared: &super::Shared, now: Instant) -> std::io::Result<()> {
+    fn serve(&mut self, relays: &Relays, now: Instant) -> std::io::Result<()> {
         let ended = || std::io::Error::from(std::io::ErrorKind::TimedOut);
         let link = &self.link;
         let mut changed = false;
@@ -487,7 +569,7 @@ impl Connection {
             if let Some((session, ..)) = data(frame) {
                 // A session that just ended may still deliver.
                 if session != 0 {
-                    shared.relays.arrive(link, frame);
+                    relays.arrive(link, frame);
                 }
                 return;
             }
@@ -515,7 +597,7 @@ impl Connection {
             return Err(ended());
         }
         if changed {
-            shared.relays.note_change();
+            relays.note_change();
         }
         self.stream.write()
     }
