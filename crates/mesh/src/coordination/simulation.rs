@@ -553,7 +553,7 @@ fn simulation_converges_whatever_happens() {
         .and_then(|seed| seed.parse().ok())
     {
         Some(seed) => (seed, 1),
-        None => (0, 300),
+        None => (0, 1000),
     };
     // Two threads share the seeds.
     std::thread::scope(|scope| {
