@@ -75,8 +75,9 @@ def test_direct_where_nats_allow_and_relayed_where_not(providers, mode):
     # The relay that carries dies: the other takes its place, and the flow goes on.
     which = int(world.over(3, "node-4")[-1])
     kill(relays[which])
+    other = f"relay relay-{1 - which}"
+    wait_until(lambda: (world.over(3, "node-4"), world.over(4, "node-3")) == (other, other), PATIENCE, "the other relay carries")
     relayed.goes_on("over the other relay")
-    assert world.over(3, "node-4") == f"relay relay-{1 - which}"
     relays[which] = world.start_relay(which)
     world.wait_for_relays(*nodes)
 
