@@ -62,6 +62,7 @@ pub mod coordination;
 pub mod crypto;
 pub mod engine;
 mod error;
+pub mod flows;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;
