@@ -5,6 +5,7 @@ mod flows;
 mod home;
 mod hostile;
 mod proxies;
+mod records;
 mod underlay;
 
 use std::future::Future;
