@@ -10,7 +10,10 @@ use mesh::{
     node::{Began, FlowSummary, FlowsCursor, Way},
 };
 use serde::Serialize;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    io::{ErrorKind, Write as _},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// How often it is asked for what is new.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -147,8 +150,8 @@ const fn mine(cursor: FlowsCursor, way: Way) -> u64 {
 /// Tells what begins and ends, in that order, until it is told to stop or the node is gone.
 async fn follow(talk: &mut Talk) -> anyhow::Result<u8> {
     let mut signals = Signals::listen()?;
-    // What began before is no news.
-    let mut cursor = talk.flows((0, 0)).await?.cursor;
+    // What happened before is no news.
+    let mut cursor = talk.flows((u64::MAX, u64::MAX)).await?.cursor;
     let mut ticks = tokio::time::interval(PAUSE);
     loop {
         tokio::select! {
@@ -171,7 +174,13 @@ async fn follow(talk: &mut Talk) -> anyhow::Result<u8> {
             .collect();
         events.sort_by_key(|(turn, _)| *turn);
         for (_, event) in events {
-            style::to_stdout(&format!("{}\n", serde_json::to_string(&event)?))?;
+            let line = format!("{}\n", serde_json::to_string(&event)?);
+            let mut out = std::io::stdout().lock();
+            match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+                // Who listened is gone.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
+                other => other?,
+            }
         }
         cursor = status.cursor;
     }
