@@ -186,13 +186,12 @@ impl Answers {
     }
 
     fn end(&mut self, at: usize, end: End) {
-        if let Some(slot) = self.slots.get_mut(at) {
-            if !slot.ends.told {
-                slot.ends.told = true;
-                self.turn += 1;
-                let record = slot.record(Some((self.turn, end)), self.epoch_ms);
-                self.past.add(record);
-            }
+        let slot = self.slots.get_mut(at).filter(|slot| !slot.ends.told);
+        if let Some(slot) = slot {
+            slot.ends.told = true;
+            self.turn += 1;
+            let record = slot.record(Some((self.turn, end)), self.epoch_ms);
+            self.past.add(record);
         }
     }
 
