@@ -81,6 +81,9 @@ fn help() {
         &["mesh", "policy", "show"],
         &["mesh", "nodes"],
         &["mesh", "revoke"],
+        &["mesh", "peer"],
+        &["mesh", "peer", "add"],
+        &["mesh", "peer", "config"],
         &["completions"],
         &["version"],
     ] {

@@ -53,6 +53,7 @@ impl Station {
             endpoints: vec![SocketAddr::from(([192, 0, 2, self.seed], 51820))],
             underlay: None,
             relay: None,
+            plain: false,
             flows: Vec::new(),
             mode: Default::default(),
             unready: Default::default(),
