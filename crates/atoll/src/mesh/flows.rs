@@ -24,14 +24,14 @@ Examples:
   atoll mesh flows --json | jq '.[] | select(.ended == null) | {peer, destination_port, sent}'
   atoll mesh flows --follow | jq 'select(.event == \"ended\")'
 
-RULE is the line of the rule in the policy that lets the flow, see `atoll mesh policy show`. Bytes in a
-tunnel are those of packets with their headers; without, those that programs sent. OVER and ROUND
-TRIP are those to the other node at this moment.";
+RULE is the line of the rule in the policy that lets the flow, see `atoll mesh policy show`. Bytes
+in a tunnel are those of packets with their headers; without, those that programs sent. OVER and
+ROUND TRIP are those to the other node at this moment.";
 
 /// Show who talks to whom: the flows that run, and the last that ended
 ///
-/// The node counts them for both ends of what its policy lets pass, in tunnels and without. It keeps the last 1024 that ended, and
-/// shows at most 4096 that run in tunnels and 4096 without.
+/// The node counts them for both ends of what its policy lets pass, in tunnels and without. Of each kind it keeps
+/// the last 1024 that ended, and shows at most 4096 that run.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
