@@ -170,6 +170,11 @@ class World:
     def status(self, number):
         return json.loads(self.here(number, "status", "--json").stdout)
 
+    def flows(self, number, **wanted):
+        """The flows that a node knows of and that are so."""
+        flows = json.loads(self.here(number, "flows", "--json").stdout)
+        return [flow for flow in flows if wanted.items() <= flow.items()]
+
     def peer(self, number, name):
         return next((peer for peer in self.status(number)["peers"] if peer["name"] == name), None)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import signal
 import time
@@ -83,6 +84,26 @@ def test_nodes_reach_each_other_by_name_and_nothing_else_does(world):
     wait_until(lambda: world.knocks(1, shop, 8080), PATIENCE, "node 1 reaches node 2")
     answer = json.loads(world.here(1, "ping", "node-2", "--count", "1", "--json").stdout)
     assert answer["round_trip_us"] > 0 and answer["endpoint"] == "10.231.7.3:51820", answer
+
+    # Both ends know of the flow and of the rule that let it; what begins is told.
+    rule = POLICY.splitlines().index("[[allow]]") + 1
+    for number, began, name in (1, "here", "node-2"), (2, "there", "node-1"):
+        wanted = {"protocol": "tcp", "began": began, "peer": name, "destination": shop, "destination_port": 8080}
+        flows = world.flows(number, **wanted, source=web, rule_line=rule, way="tunnel")
+        both = [flow for flow in flows if flow["sent"] >= 40 and flow["received"] >= 40]
+        assert any(flow["source_port"] and flow["round_trip_us"] for flow in both), flows
+    following = world.run_in_background(1, "flows", BINARY, "mesh", "flows", "--follow", "--state", world.state(1))
+
+    def heard():
+        return world.knocks(1, shop, 8080) and select.select([following.stdout], [], [], 2)[0]
+
+    wait_until(heard, PATIENCE, "a flow is told")
+    event = json.loads(following.stdout.readline())
+    assert (event["event"], event["peer"], event["rule_line"]) == ("began", "node-2", rule), event
+    kill(following)
+    metrics = world.here(1, "status", "--metrics").stdout.splitlines()
+    begun = next(line for line in metrics if line.startswith('atoll_mesh_flows_begun_total{way="tunnel"} '))
+    assert int(begun.split()[1]) >= 2 and 'atoll_mesh_peers{allowed="true"} 2' in metrics, metrics
 
     # What no rule allows does not pass: another port, the other direction, two of the same kind.
     for number, address, port in (1, shop, 8081), (2, web, 8080), (3, shop, 8080):

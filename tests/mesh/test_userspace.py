@@ -244,6 +244,14 @@ def test_machines_without_rights_reach_services_by_name_and_what_is_not_allowed_
     assert answer["round_trip_us"] > 0 and answer["endpoint"] == "10.231.7.3:51821", answer
     assert world.peer(1, "node-3")["way"] == "flows"
 
+    # Both ends know of the flows, of the rule that let them, and of what they carried.
+    rule = POLICY.splitlines().index("[[allow]]") + 1
+    for number, began, name, to in (1, "here", "node-3", 3), (2, "there", "node-1", 2), (3, "there", "node-1", 3):
+        wanted = {"protocol": "tcp", "began": began, "peer": name, "destination": f"100.64.0.{to}", "way": "flows"}
+        flows = world.flows(number, **wanted, destination_port=8080, rule_line=rule)
+        asked, answered = ("sent", "received") if began == "here" else ("received", "sent")
+        assert any(flow[asked] > 50 and flow[answered] > len(reached) and flow["round_trip_us"] for flow in flows), flows
+
     # Who has no password, or a wrong one, gets nothing; nobody can read it elsewhere.
     user, password = secret.split(":")
     for proxy in proxies:

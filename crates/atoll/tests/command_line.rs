@@ -69,6 +69,7 @@ fn help() {
         &["mesh", "status"],
         &["mesh", "peers"],
         &["mesh", "ping"],
+        &["mesh", "flows"],
         &["mesh", "netcheck"],
         &["mesh", "token"],
         &["mesh", "token", "create"],

@@ -64,7 +64,10 @@ pub fn datagram(bytes: &[u8]) {
 
 fn gate(now: Instant) -> FilterGate {
     let gate = FilterGate::closed(now);
-    let ports = || "tcp/80".parse().ok().into_iter().collect();
+    let ports = || {
+        let ports = "tcp/80".parse::<crate::policy::Ports>().ok();
+        ports.map(Into::into).into_iter().collect()
+    };
     let peer = FilterPeer {
         v4: OTHER,
         v6: OWN.1,

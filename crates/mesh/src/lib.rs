@@ -25,8 +25,8 @@
 //! Its pings are shorter under load as it carries a sixth of the traffic. With other work on the machine, this one's single
 //! stream went down to 1.8 Gb/s and the ratios lay between 4.2 and 7.3.
 //!
-//! Around it stand [`coordination`] (who belongs to the mesh), [`policy`] (what may pass), [`names`] (DNS) and [`node`], which puts
-//! them together. None of them is needed by the engine, which only asks a [`policy::Gate`] if it is given one.
+//! Around it stand [`coordination`] (who belongs to the mesh), [`policy`] (what may pass), [`names`] (DNS), [`flows`] (who talked to
+//! whom) and [`node`], which puts them together. None of them is needed by the engine, which only asks a [`policy::Gate`] if it is given one.
 //!
 //! Start reading at [`engine`] and [`relay`]; then `crypto` for what the core must do, `offload` for cutting and joining
 //! packets, `wire` for sockets, `tun` for the device.
@@ -62,6 +62,7 @@ pub mod coordination;
 pub mod crypto;
 pub mod engine;
 mod error;
+pub mod flows;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;

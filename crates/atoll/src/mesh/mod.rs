@@ -1,9 +1,11 @@
 //! `atoll mesh`: the private network among nodes.
 //!
 //! [`up`] runs a node. The other commands ask either the coordinator, over the public API ([`token`], [`policy`], [`nodes`], [`peer`]), or the node on
-//! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`netcheck`], [`serve`]).
+//! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`flows`], [`netcheck`], [`serve`]).
 
+mod flows;
 mod http;
+mod metrics;
 mod netcheck;
 mod nodes;
 mod peer;
@@ -48,6 +50,7 @@ enum Command {
     Status(status::StatusArguments),
     Peers(status::PeersArguments),
     Ping(ping::Arguments),
+    Flows(flows::Arguments),
     Netcheck(netcheck::Arguments),
     Token(token::Arguments),
     Policy(policy::Arguments),
@@ -64,6 +67,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Status(arguments) => status::execute(arguments).await,
         Command::Peers(arguments) => status::peers(arguments).await,
         Command::Ping(arguments) => ping::execute(arguments).await,
+        Command::Flows(arguments) => flows::execute(arguments).await,
         Command::Netcheck(arguments) => netcheck::execute(arguments).await,
         Command::Token(arguments) => token::execute(arguments).await,
         Command::Policy(arguments) => policy::execute(arguments).await,

@@ -1,6 +1,6 @@
 //! `atoll mesh status` and `atoll mesh peers`: what the node on this machine sees.
 
-use super::{StateDirectory, talk::Talk};
+use super::{StateDirectory, metrics, talk::Talk};
 use crate::style::{self, Table};
 use mesh::node::{NodeStatus, PeerSummary, Way};
 use std::net::IpAddr;
@@ -15,8 +15,12 @@ pub(super) struct StatusArguments {
     state: StateDirectory,
 
     /// Print JSON, with all peers
-    #[arg(long)]
+    #[arg(long, conflicts_with = "metrics")]
     json: bool,
+
+    /// Print counters as text for Prometheus
+    #[arg(long)]
+    metrics: bool,
 }
 
 /// List the other nodes as this one sees them
@@ -54,6 +58,8 @@ pub(super) async fn execute(arguments: StatusArguments) -> anyhow::Result<u8> {
     let status = Talk::open(&arguments.state.path()).await?.status().await?;
     if arguments.json {
         style::print_json(&status)?;
+    } else if arguments.metrics {
+        style::to_stdout(&metrics::text(&status))?;
     } else {
         show(&status)?;
     }

@@ -4,7 +4,7 @@
 use crate::failure::Failure;
 use anyhow::Context;
 use mesh::{
-    node::{Node, NodeStatus},
+    node::{FlowsCursor, FlowsStatus, Node, NodeStatus},
     userspace::Refusal,
 };
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,11 @@ pub(super) enum Question {
         /// Its name.
         node: String,
     },
+    /// Who talks to whom, after a cursor.
+    Flows {
+        /// The cursor.
+        since: FlowsCursor,
+    },
     /// To say of a service whether it is ready here. It is not any more once the conversation ends.
     Serve {
         /// Its name.
@@ -55,6 +60,8 @@ pub(super) enum Question {
 pub(super) enum Answer {
     /// What it sees.
     Status(Box<NodeStatus>),
+    /// Who talks to whom.
+    Flows(Box<FlowsStatus>),
     /// It is done.
     Done,
     /// A round trip took so long.
@@ -121,6 +128,17 @@ impl Talk {
             _ => anyhow::bail!("the node answers something else"),
         }
     }
+
+    /// Who talks to whom: what began or ended after a cursor, or with zeros all.
+    ///
+    /// # Errors
+    /// As [`Talk::ask`].
+    pub(super) async fn flows(&mut self, since: FlowsCursor) -> anyhow::Result<FlowsStatus> {
+        match self.ask(&Question::Flows { since }).await? {
+            Answer::Flows(flows) => Ok(*flows),
+            _ => anyhow::bail!("the node answers something else"),
+        }
+    }
 }
 
 /// Listens where commands ask; removes what a node that was killed left there, as the directory is this one's alone.
@@ -172,6 +190,7 @@ async fn converse(
         }
         let answer = match serde_json::from_str(&line) {
             Ok(Question::Status) => Answer::Status(Box::new(node.status())),
+            Ok(Question::Flows { since }) => Answer::Flows(Box::new(node.flows(since))),
             Ok(Question::Probe { node: name }) => match node.probe(&name).await {
                 Ok(None) => Answer::Done,
                 Ok(Some(time)) => Answer::Measured {

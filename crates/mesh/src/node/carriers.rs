@@ -16,6 +16,7 @@ use crate::coordination::{IdentityKey, Mode, Voucher};
 use crate::crypto::NoiseCore;
 use crate::engine::{Engine, EngineStatus};
 use crate::error::Error;
+use crate::flows::Records;
 use crate::key::PublicKey;
 use crate::policy::{Filter, FilterGate};
 use crate::relay::{RelayAddress, RelayStatus};
@@ -379,6 +380,12 @@ impl Carriers {
     /// What the engine counts; nothing if there is none.
     pub(super) fn tunnels_status(&self) -> Option<EngineStatus> {
         self.tunnels.as_ref().map(Engine::status)
+    }
+
+    /// What tunnels and flows know of who spoke since, each after its own number.
+    pub(super) fn records(&self, since: (u64, u64), now: Instant) -> (Records, Records) {
+        let tunnels = self.gate.records(since.0, now);
+        (tunnels, self.flows.records(since.1))
     }
 
     pub(super) fn flows_status(&self) -> UserspaceStatus {

@@ -14,6 +14,7 @@
 
 mod carriers;
 mod current;
+mod flows;
 mod link;
 mod relaying;
 mod state;
@@ -30,6 +31,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use carriers::device_allowed;
 use carriers::{Carriers, Sockets};
 use current::Current;
+pub use flows::{Began, FlowSummary, FlowsCursor, FlowsStatus};
 pub use link::{Heard, Link, LinkError};
 pub use relaying::RelayPorts;
 use relaying::Relaying;

@@ -61,6 +61,12 @@ pub struct NodeStatus {
     pub denied_inbound: u64,
     /// Flows that run.
     pub flows: usize,
+    /// Flows that began since the start, in tunnels.
+    #[serde(default)]
+    pub begun_in_tunnels: u64,
+    /// Flows that began since the start, carried without.
+    #[serde(default)]
+    pub begun: u64,
     /// Flows that were refused, to others or to programs at a proxy.
     pub refused: u64,
     /// The relays that policy lets this node use.
@@ -152,7 +158,7 @@ pub struct PeerSummary {
     pub sent: u64,
 }
 
-fn microseconds(time: Duration) -> u64 {
+pub(super) fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -161,7 +167,7 @@ fn addresses(voucher: &Voucher) -> Vec<IpAddr> {
 }
 
 /// What the node with this relay is called; its key where the map has changed meanwhile.
-fn relay_name(relays: &[Used], key: &PublicKey) -> String {
+pub(super) fn relay_name(relays: &[Used], key: &PublicKey) -> String {
     let relay = relays.iter().find(|relay| relay.key() == key);
     relay.map_or_else(|| key.to_string(), |relay| relay.name.clone())
 }
@@ -269,6 +275,8 @@ impl Node {
             denied_outbound: engine.as_ref().map_or(0, |engine| engine.denied_outbound),
             denied_inbound: engine.as_ref().map_or(0, |engine| engine.denied_inbound),
             flows: flows.flows,
+            begun_in_tunnels: self.carriers.gate().begun(),
+            begun: flows.opened,
             refused: flows.refused,
             relays: self.relays(&live.current.relays),
             relaying: self.relaying_status(&live),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::flow::Flow;
-use super::ports::Ports;
+use super::ports::Allowance;
 use super::{Denial, Direction, Verdict};
 use crate::key::PublicKey;
 
@@ -16,9 +16,9 @@ pub struct FilterPeer {
     /// The peer's address.
     pub v6: Ipv6Addr,
     /// The ports of this node that the peer may use.
-    pub inbound: Box<[Ports]>,
+    pub inbound: Box<[Allowance]>,
     /// The ports of the peer that this node may use.
-    pub outbound: Box<[Ports]>,
+    pub outbound: Box<[Allowance]>,
 }
 
 impl FilterPeer {
@@ -27,11 +27,16 @@ impl FilterPeer {
         !self.inbound.is_empty() || !self.outbound.is_empty()
     }
 
-    pub(super) fn rules(&self, direction: Direction) -> &[Ports] {
-        match direction {
+    /// The line of the first rule that lets a flow begin in this direction.
+    pub(super) fn rule(&self, direction: Direction, flow: &Flow) -> Option<u32> {
+        let rules = match direction {
             Direction::Inbound => &self.inbound,
             Direction::Outbound => &self.outbound,
-        }
+        };
+        let port = flow.destination_port;
+        let mut rules = rules.iter();
+        let rule = rules.find(|rule| rule.ports.contains(flow.protocol, port));
+        rule.map(|rule| rule.line)
     }
 }
 
@@ -62,18 +67,19 @@ impl Filter {
 
     /// Whether a packet that begins something passes. Allocates nothing, remembers nothing.
     pub fn allows(&self, peer: &PublicKey, direction: Direction, flow: &Flow) -> Verdict {
-        let rules = match self.between(peer, direction, flow) {
-            Ok(peer) => peer.rules(direction),
-            Err(denial) => return Verdict::Deny(denial),
-        };
-        if rules
-            .iter()
-            .any(|ports| ports.contains(flow.protocol, flow.destination_port))
-        {
-            Verdict::Admit
-        } else {
-            Verdict::Deny(Denial::Rule)
+        match self.rule(peer, direction, flow) {
+            Ok(_) => Verdict::Admit,
+            Err(denial) => Verdict::Deny(denial),
         }
+    }
+
+    /// As [`Filter::allows`], with the line of the rule that lets it pass, the first if there are several.
+    ///
+    /// # Errors
+    /// It does not pass.
+    pub fn rule(&self, peer: &PublicKey, direction: Direction, flow: &Flow) -> Result<u32, Denial> {
+        let rules = self.between(peer, direction, flow)?;
+        rules.rule(direction, flow).ok_or(Denial::Rule)
     }
 
     /// The peer, if the packet is between its addresses and this node's.

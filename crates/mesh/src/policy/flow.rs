@@ -49,12 +49,12 @@ pub(super) enum Kind {
     Report(Flow),
 }
 
-/// Reads a packet; `None` if it is none or hides what it carries.
-pub(super) fn parse(packet: &[u8]) -> Option<(Flow, Kind)> {
+/// Reads a packet, with the flags of TCP; `None` if it is none or hides what it carries.
+pub(super) fn parse(packet: &[u8]) -> Option<(Flow, Kind, u8)> {
     read(packet, false)
 }
 
-fn read(packet: &[u8], quoted: bool) -> Option<(Flow, Kind)> {
+fn read(packet: &[u8], quoted: bool) -> Option<(Flow, Kind, u8)> {
     let (protocol, source, destination, piece, body) = match packet.first()? >> 4 {
         4 => version_4(packet)?,
         6 => version_6(packet)?,
@@ -68,16 +68,21 @@ fn read(packet: &[u8], quoted: bool) -> Option<(Flow, Kind)> {
         destination_port: 0,
     };
     if piece {
-        return Some((flow, Kind::Piece));
+        return Some((flow, Kind::Piece, 0));
     }
+    let mut flags = 0;
     let word = |at: usize| Some(u16::from_be_bytes([*body.get(at)?, *body.get(at + 1)?]));
     let kind = match protocol {
         TCP | UDP => {
             flow.source_port = word(0)?;
             flow.destination_port = word(2)?;
+            // What is quoted may be cut before that.
+            if protocol == TCP && !quoted {
+                flags = *body.get(13)?;
+            }
             match protocol {
-                // A first packet has SYN and not ACK. What is quoted may be cut before that.
-                TCP if !quoted && body.get(13)? & 0x12 != 0x02 => Kind::Answer,
+                // A first packet has SYN and not ACK.
+                TCP if !quoted && flags & 0x12 != 0x02 => Kind::Answer,
                 _ => Kind::Plain,
             }
         }
@@ -104,7 +109,7 @@ fn read(packet: &[u8], quoted: bool) -> Option<(Flow, Kind)> {
         }
         _ => Kind::Plain,
     };
-    Some((flow, kind))
+    Some((flow, kind, flags))
 }
 
 type Parts<'a> = (u8, IpAddr, IpAddr, bool, &'a [u8]);

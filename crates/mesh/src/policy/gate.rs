@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
-use super::answers::Answers;
+use super::answers::{Answers, Place, Seen};
 use super::filter::Filter;
 use super::flow::{Kind, parse};
 use super::ports::ICMP;
 use super::{Denial, Direction, Verdict};
+use crate::flows::{Records, now_ms};
 use crate::key::PublicKey;
 
 /// Flows whose answers are remembered.
@@ -35,7 +36,7 @@ impl FilterGate {
     pub fn closed(now: Instant) -> Self {
         Self {
             filter: RwLock::default(),
-            answers: Mutex::new(Answers::new(FLOWS)),
+            answers: Mutex::new(Answers::new(FLOWS, now_ms())),
             began: now,
         }
     }
@@ -51,8 +52,26 @@ impl FilterGate {
         let filter = Arc::new(filter);
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         *self.filter.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&filter);
-        answers
-            .retain(|peer, direction, flow| filter.allows(peer, direction, flow) == Verdict::Admit);
+        answers.retain(|peer, direction, flow| filter.rule(peer, direction, flow).ok());
+    }
+
+    /// Flows that began or ended after a number, and how many began; with 0 all that are known.
+    pub fn records(&self, since: u64, now: Instant) -> Records {
+        let now = self.since(now);
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.records(since, now)
+    }
+
+    /// How many flows began.
+    pub fn begun(&self) -> u64 {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.begun()
+    }
+
+    /// Milliseconds since this gate was made.
+    fn since(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.began);
+        since.as_secs() * 1000 + u64::from(since.subsec_millis())
     }
 }
 
@@ -64,10 +83,10 @@ impl Gate for FilterGate {
         packet: &[u8],
         now: Instant,
     ) -> Verdict {
-        let Some((flow, kind)) = parse(packet) else {
+        let Some((flow, kind, flags)) = parse(packet) else {
             return Verdict::Deny(Denial::Malformed);
         };
-        let now = now.saturating_duration_since(self.began).as_secs();
+        let now = self.since(now);
         // In this order everywhere: a filter that is replaced leaves no answers behind.
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let filter = self.filter.read().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +99,7 @@ impl Gate for FilterGate {
             // Without its first piece it is nothing.
             Kind::Piece => {
                 let mut both = rules.inbound.iter().chain(&rules.outbound);
-                if both.any(|ports| ports.touches(flow.protocol)) {
+                if both.any(|rule| rule.ports.touches(flow.protocol)) {
                     return Verdict::Admit;
                 }
                 return Verdict::Deny(Denial::Rule);
@@ -88,8 +107,7 @@ impl Gate for FilterGate {
             Kind::Report(about) => {
                 // It is about a packet that went the other way, as the beginning or as an answer.
                 let known = filter.between(peer, back, &about).is_ok()
-                    && (answers.renew(peer, back, &about, now)
-                        || answers.renew(peer, direction, &about.reversed(), now));
+                    && answers.renew(&Place::of(peer, back, &about), now);
                 if known {
                     return Verdict::Admit;
                 }
@@ -97,25 +115,32 @@ impl Gate for FilterGate {
             }
             Kind::Plain | Kind::Answer => {}
         }
+        let place = Place::of(peer, direction, &flow);
+        let seen = Seen {
+            direction,
+            bytes: packet.len(),
+            flags,
+            now,
+        };
         // Echo replies that nobody asked for are no beginning, whatever rules say; TCP may go on after a restart.
         let may_begin = kind == Kind::Plain || !is_icmp(flow.protocol);
-        if may_begin && filter.allows(peer, direction, &flow) == Verdict::Admit {
-            answers.remember(peer, direction, &flow, now);
+        if may_begin && let Some(line) = rules.rule(direction, &flow) {
+            let anew = kind == Kind::Plain && flow.protocol == super::ports::TCP;
+            answers.remember(&place, line, anew, &seen);
             return Verdict::Admit;
         }
         // A first TCP packet answers nothing.
         let may_answer = kind == Kind::Answer || flow.protocol != super::ports::TCP;
-        if may_answer && answers.renew(peer, back, &flow.reversed(), now) {
+        if may_answer && answers.answers(&place, &seen) {
             return Verdict::Admit;
         }
         // A connection that began before this gate did, as after a restart: this machine's own kernel answers in it, and a rule lets the peer
         // begin it. The peer's gate judges for itself, and nothing comes in by this.
-        let resumed = direction == Direction::Outbound
+        let may_resume = direction == Direction::Outbound
             && kind == Kind::Answer
-            && flow.protocol == super::ports::TCP
-            && filter.allows(peer, back, &flow.reversed()) == Verdict::Admit;
-        if resumed {
-            answers.remember(peer, back, &flow.reversed(), now);
+            && flow.protocol == super::ports::TCP;
+        if may_resume && let Some(line) = rules.rule(back, &flow.reversed()) {
+            answers.resume(&place, line, &seen);
             return Verdict::Admit;
         }
         Verdict::Deny(Denial::Rule)

@@ -47,7 +47,7 @@ mod text;
 pub use filter::{Filter, FilterPeer};
 pub use flow::Flow;
 pub use gate::{FilterGate, Gate};
-pub use ports::Ports;
+pub use ports::{Allowance, Ports};
 pub use text::{DEFAULT_DOMAIN, Mistake, Policy, Service, Subject};
 
 /// Which way a packet goes, as this node sees it.

@@ -17,6 +17,21 @@ pub struct Ports {
     high: u16,
 }
 
+/// Ports, and the rule that lets them be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// The ports.
+    pub ports: Ports,
+    /// The rule's line in the text of the policy; 0 if it has none.
+    pub line: u32,
+}
+
+impl From<Ports> for Allowance {
+    fn from(ports: Ports) -> Self {
+        Self { ports, line: 0 }
+    }
+}
+
 impl Ports {
     /// Whether a packet to this port is meant.
     pub const fn contains(&self, protocol: u8, port: u16) -> bool {

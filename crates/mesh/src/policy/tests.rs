@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::PublicKey;
+use crate::flows::{End, MOST_ENDED, MOST_RUNNING};
 
 const POLICY: &str = r#"
 [services.db]
@@ -384,4 +385,117 @@ proptest::proptest! {
             let _ = policy.test();
         }
     }
+}
+
+/// What is told of the flows that run, and of those that ended.
+fn told(gate: &FilterGate, now: Instant) -> Vec<(u32, Direction, u16, Option<End>)> {
+    let records = gate.records(0, now).records.into_iter();
+    let told = records.map(|record| {
+        let end = record.end.map(|(_, end)| end);
+        (
+            record.line,
+            record.direction,
+            record.flow.destination_port,
+            end,
+        )
+    });
+    told.collect()
+}
+
+#[test]
+fn a_flow_is_recorded_with_its_rule_and_what_it_carried() {
+    const FIN: u8 = 1;
+    let (gate, now) = gate(POLICY, &["web"], &["db"]);
+    let pass = |direction, packet: &[u8]| {
+        assert_eq!(gate.admit(&KEY, direction, packet, now), Admit);
+    };
+    pass(Outbound, &out(6, &tcp(40_000, 5432, SYN)));
+    pass(Inbound, &back(6, &tcp(5432, 40_000, SYN | ACK)));
+    let large = [tcp(5432, 40_000, ACK), vec![0; 1000]].concat();
+    pass(Inbound, &back(6, &large));
+    let denied = gate.admit(&KEY, Outbound, &out(6, &tcp(40_001, 22, SYN)), now);
+    assert_eq!(denied, Deny(Denial::Rule));
+
+    let records = gate.records(0, now);
+    let [record] = records.records[..] else {
+        panic!("{records:?}")
+    };
+    assert_eq!((records.cursor, records.begun), (1, 1));
+    assert_eq!(
+        (record.peer, record.direction, record.line),
+        (KEY, Outbound, 6)
+    );
+    let flow = record.flow;
+    assert_eq!(
+        (flow.source, flow.destination),
+        (ME.0.into(), PEER.0.into())
+    );
+    assert_eq!((flow.source_port, flow.destination_port), (40_000, 5432));
+    assert_eq!((record.sent.packets, record.sent.bytes), (1, 40));
+    assert_eq!((record.received.packets, record.received.bytes), (2, 1080));
+    assert_eq!(gate.records(records.cursor, now).records, []);
+
+    // One end sends no more, then the other; what comes late is counted nowhere.
+    pass(Outbound, &out(6, &tcp(40_000, 5432, FIN | ACK)));
+    assert_eq!(told(&gate, now), [(6, Outbound, 5432, None)]);
+    pass(Inbound, &back(6, &tcp(5432, 40_000, FIN | ACK)));
+    pass(Outbound, &out(6, &tcp(40_000, 5432, ACK)));
+    assert_eq!(told(&gate, now), [(6, Outbound, 5432, Some(End::Closed))]);
+    // It is news once, and the same ports begin another.
+    assert_eq!(gate.records(1, now).records.len(), 1);
+    assert_eq!(gate.records(2, now).records, []);
+    pass(Outbound, &out(6, &tcp(40_000, 5432, SYN)));
+    let refusal = back(6, &tcp(5432, 40_000, 4 | ACK));
+    pass(Inbound, &refusal);
+    let ends: Vec<_> = told(&gate, now).iter().map(|told| told.3).collect();
+    assert_eq!(ends, [Some(End::Reset), Some(End::Closed)]);
+}
+
+#[test]
+fn both_directions_of_a_flow_are_one_record_whatever_rules_allow() {
+    let rules = r#"[[allow]]
+from = ["*"]
+to = ["*"]
+ports = ["*"]
+"#;
+    let (gate, now) = gate(rules, &[], &[]);
+    for (direction, packet) in [
+        (Inbound, back(6, &tcp(50_000, 80, SYN))),
+        (Outbound, out(6, &tcp(80, 50_000, SYN | ACK))),
+        (Inbound, back(6, &tcp(50_000, 80, ACK))),
+        (Outbound, out(17, &tcp(5353, 53, 0))),
+        (Inbound, back(17, &tcp(53, 5353, 0))),
+    ] {
+        assert_eq!(gate.admit(&KEY, direction, &packet, now), Admit);
+    }
+    assert_eq!(
+        told(&gate, now),
+        [(1, Outbound, 53, None), (1, Inbound, 80, None)]
+    );
+    // The other is not heard of for minutes.
+    let later = now + Duration::from_secs(181);
+    assert_eq!(
+        told(&gate, later),
+        [(1, Inbound, 80, None), (1, Outbound, 53, Some(End::Idle))]
+    );
+    // A rule that moved is told where it is, and one that is gone ends what it let.
+    gate.set(filter(&format!("\n\n{rules}"), &[], &[]));
+    assert_eq!(told(&gate, later)[0], (3, Inbound, 80, None));
+    gate.set(Filter::default());
+    assert_eq!(told(&gate, later)[0], (3, Inbound, 80, Some(End::Policy)));
+}
+
+#[test]
+fn a_flood_of_flows_has_an_end_of_records() {
+    let (gate, now) = gate(POLICY, &["admin"], &[]);
+    for source in 1..=u16::MAX {
+        let packet = out(17, &tcp(source, 53, 0));
+        assert_eq!(gate.admit(&KEY, Outbound, &packet, now), Admit);
+    }
+    let records = gate.records(0, now);
+    assert_eq!(records.records.len(), MOST_RUNNING + MOST_ENDED);
+    let all = records.records.len() as u64 + records.beyond + records.forgotten;
+    assert_eq!(all, u64::from(u16::MAX));
+    assert_eq!(records.begun, all);
+    assert!(records.records.iter().all(|record| record.line == 10));
 }

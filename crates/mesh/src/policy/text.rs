@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::filter::{Filter, FilterPeer};
-use super::ports::Ports;
+use super::ports::{Allowance, Ports};
 use crate::coordination::label;
 use crate::key::PublicKey;
 
@@ -71,6 +71,7 @@ struct Rule {
     from: Vec<Selector>,
     to: Vec<Selector>,
     ports: Vec<Ports>,
+    line: u32,
 }
 
 #[derive(Debug)]
@@ -328,6 +329,7 @@ impl Policy {
                 from: reader.selectors(&rule.from, false),
                 to: reader.selectors(&rule.to, true),
                 ports: reader.ports(&rule.ports),
+                line: u32::try_from(reader.line(span.start)).unwrap_or(u32::MAX),
             };
             let needs = found
                 .to
@@ -441,7 +443,7 @@ impl Policy {
             let allowed = self
                 .ports(from, to)
                 .iter()
-                .any(|ports| ports.contains(protocol, port));
+                .any(|allowed| allowed.ports.contains(protocol, port));
             if allowed != test.allow {
                 let (is, wanted) = if allowed {
                     ("allowed", "denied")
@@ -516,9 +518,9 @@ impl Policy {
         }
     }
 
-    /// The ports of `to` that `from` may use.
-    pub fn ports(&self, from: Subject<'_>, to: Subject<'_>) -> Vec<Ports> {
-        let mut all: Vec<Ports> = Vec::new();
+    /// The ports of `to` that `from` may use, each with the first rule that says so.
+    pub fn ports(&self, from: Subject<'_>, to: Subject<'_>) -> Vec<Allowance> {
+        let mut all: Vec<Allowance> = Vec::new();
         for rule in &self.rules {
             if !rule
                 .from
@@ -536,8 +538,11 @@ impl Policy {
                     _ => &rule.ports,
                 };
                 for ports in ports {
-                    if !all.contains(ports) {
-                        all.push(*ports);
+                    if !all.iter().any(|known| known.ports == *ports) {
+                        all.push(Allowance {
+                            ports: *ports,
+                            line: rule.line,
+                        });
                     }
                 }
             }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::arrival;
+use super::book::{Beginning, Book, Entry, Motion};
 use super::directory::{Directory, Member};
 use super::flow::{Carried, Far, Local, Remote, carry};
 use super::header::{ECHO, GRANTED, Refusal, Request};
@@ -23,7 +24,7 @@ use super::links::{LinkStatus, Links};
 use super::underlay::{Underlay, address_of};
 use super::{Limits, Reach};
 use crate::coordination::IdentityKey;
-use crate::policy::{Direction, Filter, FilterGate, FilterPeer, Flow, Verdict};
+use crate::policy::{Direction, Filter, FilterGate, FilterPeer, Flow};
 use crate::ways::PeerWay;
 
 /// TCP's number in policies.
@@ -52,6 +53,7 @@ pub(super) struct Rule {
     direction: Direction,
     v6: bool,
     port: u16,
+    beginning: Beginning,
     changes: watch::Receiver<u64>,
 }
 
@@ -81,6 +83,7 @@ pub(super) struct Core {
     limits: Limits,
     turn: AtomicUsize,
     pub(super) counts: Counts,
+    pub(super) book: Book,
     tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -111,6 +114,7 @@ impl Core {
             limits,
             turn: AtomicUsize::new(0),
             counts: Counts::default(),
+            book: Book::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -335,7 +339,7 @@ impl Core {
         direction: Direction,
         v6: bool,
         port: u16,
-    ) -> Option<Arc<Member>> {
+    ) -> Option<(Arc<Member>, Beginning)> {
         let directory = self.directory();
         let own = directory.own();
         let member = directory.by_identity(peer)?;
@@ -358,8 +362,14 @@ impl Core {
                 ..out
             },
         };
-        let verdict = self.filter().allows(&member.key, direction, &flow);
-        (verdict == Verdict::Admit).then(|| Arc::clone(member))
+        let line = self.filter().rule(&member.key, direction, &flow).ok()?;
+        let beginning = Beginning {
+            peer: member.key,
+            direction,
+            flow,
+            line,
+        };
+        Some((Arc::clone(member), beginning))
     }
 
     /// The rule for a flow, if there is one, and the peer.
@@ -372,26 +382,25 @@ impl Core {
     ) -> Result<(Rule, Arc<Member>), Refusal> {
         // First listen for changes, then look.
         let changes = self.changes();
-        let member = self.allows(&peer, direction, v6, port);
+        let allowed = self.allows(&peer, direction, v6, port);
+        let (member, beginning) = allowed.ok_or(Refusal::Denied)?;
         let rule = Rule {
             peer,
             direction,
             v6,
             port,
+            beginning,
             changes,
         };
-        Ok((rule, member.ok_or(Refusal::Denied)?))
+        Ok((rule, member))
     }
 
     /// Waits until the rule holds no more.
-    async fn broken(&self, rule: Option<Rule>) {
-        let Some(mut rule) = rule else {
-            return std::future::pending().await;
-        };
+    async fn broken(&self, mut rule: Rule, entry: &Entry<'_>) {
         while rule.changes.changed().await.is_ok() {
-            let allowed = self.allows(&rule.peer, rule.direction, rule.v6, rule.port);
-            if allowed.is_none() {
-                return;
+            match self.allows(&rule.peer, rule.direction, rule.v6, rule.port) {
+                Some((_, now)) => entry.set_line(now.line),
+                None => return,
             }
         }
     }
@@ -400,7 +409,27 @@ impl Core {
     pub(super) async fn run(&self, near: Local, early: &[u8], far: Far, rule: Option<Rule>) {
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
         let (idle, carried) = (self.limits.idle, &self.counts.carried);
-        let result = carry(near, early, far, idle, self.broken(rule), carried).await;
+        let result = match rule {
+            Some(rule) => {
+                let mut beginning = rule.beginning;
+                if rule.direction == Direction::Outbound {
+                    // The port of the program that calls; of others' programs nothing is known.
+                    let caller = near.stream.peer_addr();
+                    beginning.flow.source_port = caller.map_or(0, |caller| caller.port());
+                }
+                let entry = self.book.begin(beginning);
+                let broken = self.broken(rule, &entry);
+                let motion = entry.motion();
+                let result = carry(near, early, far, idle, broken, carried, motion).await;
+                entry.finish(&result);
+                result
+            }
+            // A service of this node itself.
+            None => {
+                let never = std::future::pending();
+                carry(near, early, far, idle, never, carried, &Motion::new()).await
+            }
+        };
         if let Err(error) = result {
             tracing::debug!("a flow broke off: {error}");
         }

@@ -63,7 +63,7 @@ fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Plac
         let Some(rules) = filter.peer(&member.key) else {
             continue;
         };
-        let named = rules.outbound.iter().filter_map(|ports| ports.single());
+        let named = rules.outbound.iter().filter_map(|rule| rule.ports.single());
         let ports: BTreeSet<_> = named
             .filter(|(protocol, _)| *protocol == "tcp")
             .map(|(_, port)| port)

@@ -8,12 +8,14 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+
+use super::book::Motion;
 
 /// Bytes that are carried at once; each direction of a flow has a buffer of so many.
 const PIECE: usize = 32 << 10;
@@ -95,25 +97,27 @@ pub(super) struct Carried {
     pub(super) back: AtomicU64,
 }
 
-struct Activity {
-    began: Instant,
-    last_ms: AtomicU64,
+/// Why a flow broke off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// One of its ends did.
+    #[error(transparent)]
+    Failed(#[from] io::Error),
+    /// Nothing moved for long.
+    #[error("nothing moved for too long")]
+    Idle,
+    /// It may not run any more.
+    #[error("it is not allowed any more")]
+    Forbidden,
 }
 
-impl Activity {
-    fn touch(&self) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(now, Ordering::Relaxed);
-    }
-
-    /// Waits until nothing moved for so long.
-    async fn idle(&self, limit: Duration) {
-        loop {
-            let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
-            match (last + limit).checked_sub(self.began.elapsed()) {
-                Some(rest) if !rest.is_zero() => tokio::time::sleep(rest).await,
-                _ => return,
-            }
+/// Waits until nothing moved for so long.
+async fn idle(motion: &Motion, limit: Duration) {
+    loop {
+        let (last, began) = motion.last();
+        match (Duration::from_millis(last) + limit).checked_sub(began.elapsed()) {
+            Some(rest) if !rest.is_zero() => tokio::time::sleep(rest).await,
+            _ => return,
         }
     }
 }
@@ -121,8 +125,8 @@ impl Activity {
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    activity: &Activity,
-    carried: &AtomicU64,
+    motion: &Motion,
+    counts: [&AtomicU64; 2],
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
@@ -130,14 +134,16 @@ async fn copy(
         if length == 0 {
             return to.shutdown().await;
         }
-        activity.touch();
+        motion.touch();
         to.write_all(&piece[..length]).await?;
-        activity.touch();
-        carried.fetch_add(length as u64, Ordering::Relaxed);
+        motion.touch();
+        for count in counts {
+            count.fetch_add(length as u64, Ordering::Relaxed);
+        }
     }
 }
 
-/// Carries a flow to its end. `early` is what came from the near socket already. It breaks off when nothing moved for `idle`, and when
+/// Carries a flow to its end. `early` is what came from the near socket already. It breaks off when nothing moved for `limit`, and when
 /// `forbidden` is over.
 ///
 /// # Errors
@@ -146,36 +152,35 @@ pub(super) async fn carry(
     mut near: Local,
     early: &[u8],
     mut far: Far,
-    idle: Duration,
+    limit: Duration,
     forbidden: impl Future<Output = ()>,
     carried: &Carried,
-) -> io::Result<()> {
-    let activity = Activity {
-        began: Instant::now(),
-        last_ms: AtomicU64::new(0),
-    };
+    motion: &Motion,
+) -> Result<(), Broken> {
+    let (out, back) = ([&carried.out, &motion.out], [&carried.back, &motion.back]);
     let both = async {
         let (near_read, near_write) = near.stream.split();
         match &mut far {
             Far::Peer(remote) => {
                 remote.send.write_all(early).await?;
-                let out = copy(near_read, &mut remote.send, &activity, &carried.out);
-                let back = copy(&mut remote.recv, near_write, &activity, &carried.back);
+                motion.out.fetch_add(early.len() as u64, Ordering::Relaxed);
+                let out = copy(near_read, &mut remote.send, motion, out);
+                let back = copy(&mut remote.recv, near_write, motion, back);
                 tokio::try_join!(out, back)
             }
             Far::Own { service, .. } => {
                 let (read, mut write) = service.stream.split();
                 write.write_all(early).await?;
-                let out = copy(near_read, write, &activity, &carried.out);
-                let back = copy(read, near_write, &activity, &carried.back);
+                let out = copy(near_read, write, motion, out);
+                let back = copy(read, near_write, motion, back);
                 tokio::try_join!(out, back)
             }
         }
     };
     tokio::select! {
         done = both => done?,
-        () = activity.idle(idle) => return Err(io::ErrorKind::TimedOut.into()),
-        () = forbidden => return Err(io::ErrorKind::PermissionDenied.into()),
+        () = idle(motion, limit) => return Err(Broken::Idle),
+        () = forbidden => return Err(Broken::Forbidden),
     };
     near.settle();
     match &mut far {

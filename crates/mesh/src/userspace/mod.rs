@@ -57,6 +57,7 @@
 //! peers that speak nothing but WireGuard; doors for services as such (a service's name leads to its nodes' addresses).
 
 mod arrival;
+mod book;
 mod carrier;
 pub mod connect;
 mod credentials;
@@ -92,6 +93,7 @@ pub(crate) use underlay::fuzz_signal;
 
 use crate::coordination::{Identity, IdentityKey};
 use crate::error::Error;
+use crate::flows::Records;
 use crate::key::PrivateKey;
 use crate::policy::FilterGate;
 use crate::relay::{RelayAddress, RelayStatus};
@@ -499,6 +501,11 @@ impl Userspace {
             doors: self.doors.open(),
             stuck: self.doors.stuck(),
         }
+    }
+
+    /// Flows with other nodes that began or ended after a number; with 0 all that are known.
+    pub fn records(&self, since: u64) -> Records {
+        self.core.book.records(since)
     }
 
     /// Ends everything and waits until no task is left. Flows break off; other nodes are told.

@@ -5,6 +5,7 @@ mod flows;
 mod home;
 mod hostile;
 mod proxies;
+mod records;
 mod underlay;
 
 use std::future::Future;
@@ -19,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::coordination::{IdentityKey, overlay_v4, overlay_v6};
 use crate::key::PrivateKey;
-use crate::policy::{Filter, FilterPeer};
+use crate::policy::{Filter, FilterPeer, Ports};
 
 /// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -69,7 +70,7 @@ fn filter(members: &[Member], at: usize, allowed: Allowed<'_>) -> Filter {
         allowed
             .iter()
             .filter(|rule| (rule.0, rule.1) == (from, to))
-            .map(|rule| rule.2.parse().unwrap())
+            .map(|rule| rule.2.parse::<Ports>().unwrap().into())
             .collect()
     };
     let own = &members[at];
