@@ -63,6 +63,8 @@ pub(crate) fn cable(spaces: &[Namespace; 2]) -> Outcome<()> {
 /// Two machines that reach each other, in one way or several.
 pub(crate) struct Pair {
     spaces: [Namespace; 2],
+    /// The congestion control of all TCP that is measured.
+    congestion: String,
     daemons: Vec<Child>,
     sockets: Vec<String>,
 }
@@ -76,12 +78,11 @@ impl Pair {
         let spaces = [Namespace::unnamed()?, Namespace::unnamed()?];
         for space in &spaces {
             run(space, "ip link set lo up")?;
-            let line = format!("sysctl -qw net.ipv4.tcp_congestion_control={congestion}");
-            run(space, &line)?;
         }
         cable(&spaces)?;
         Ok(Self {
             spaces,
+            congestion: congestion.to_owned(),
             daemons: Vec::new(),
             sockets: Vec::new(),
         })
@@ -163,15 +164,19 @@ impl Pair {
         Ok(server)
     }
 
+    fn client(&self, kind: Kind) -> String {
+        format!("iperf3 -c {} -C {}", kind.target(), self.congestion)
+    }
+
     /// Gb/s received, and segments sent again.
     pub(crate) fn iperf(&self, kind: Kind, seconds: u64, options: &str) -> Outcome<(f64, f64)> {
-        let line = format!("iperf3 -c {} -f m -t {seconds} {options}", kind.target());
+        let line = format!("{} -f m -t {seconds} {options}", self.client(kind));
         rate(&again(|| run(&self.spaces[0], &line))?)
     }
 
     /// A load of so many streams, which ends by itself.
     pub(crate) fn load(&self, kind: Kind, seconds: u64, options: &str) -> Outcome<Child> {
-        let line = format!("iperf3 -c {} -t {seconds} {options}", kind.target());
+        let line = format!("{} -t {seconds} {options}", self.client(kind));
         again(|| {
             let mut load = start(&self.spaces[0], &line)?;
             std::thread::park_timeout(Duration::from_millis(500));
