@@ -62,13 +62,24 @@ fn main() -> Outcome<()> {
     println!("{:<14}{:>10}{:>12}{:>12}", "Mb/s", "sum", "median", "each");
     let sum = |at: usize| results.iter().map(|row| row[at]).sum::<f64>();
     for (at, kind) in KINDS.iter().enumerate() {
-        let each: Vec<_> = results.iter().map(|row| format!("{:.1}", row[at])).collect();
+        let each: Vec<_> = results
+            .iter()
+            .map(|row| format!("{:.1}", row[at]))
+            .collect();
         let middle = median(results.iter().map(|row| row[at]));
         let each = each.join(" ");
-        println!("{:<14}{:>10.1}{middle:>12.1}        {each}", kind.name(), sum(at));
+        println!(
+            "{:<14}{:>10.1}{middle:>12.1}        {each}",
+            kind.name(),
+            sum(at)
+        );
     }
     let mut verdicts = Verdicts::default();
-    let way = format!("{} ms, {} % lost, {flows} flow(s)", round_trip.as_millis(), loss * 100.0);
+    let way = format!(
+        "{} ms, {} % lost, {flows} flow(s)",
+        round_trip.as_millis(),
+        loss * 100.0
+    );
     for (at, mode) in [(1, "TUN"), (2, "no TUN")] {
         let what = format!("{mode}, {way}, of plain TCP");
         verdicts.at_least(&what, 100.0 * sum(at) / sum(0), 80.0, "%", "");

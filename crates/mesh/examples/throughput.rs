@@ -128,7 +128,11 @@ fn measure(kind: Kind, seconds: u64, congestion: &str, buffer: u32) -> Outcome<R
 
 fn judge_tun(verdicts: &mut Verdicts, ours: &Row, reference: &Row, version: &str) {
     // The version with offloads, of Debian 13, is about twice as fast as that of Debian 12.
-    let least = if version.contains("0.0.2022") { 4.0 } else { 2.0 };
+    let least = if version.contains("0.0.2022") {
+        4.0
+    } else {
+        2.0
+    };
     let ratio = |at: Figure| ours[at as usize] / reference[at as usize];
     let busy = "both ends share the processors with iperf3";
     for (what, at) in [
@@ -154,7 +158,11 @@ fn judge_flows(verdicts: &mut Verdicts, ours: &Row, reference: &Row) {
     let why = "QUIC encrypts and copies each byte in user space";
     for (what, at, least) in [
         ("no TUN, 1 flow, beside wireguard-go", Figure::There, 1.2),
-        ("no TUN, 1 flow back, beside wireguard-go", Figure::Back, 1.2),
+        (
+            "no TUN, 1 flow back, beside wireguard-go",
+            Figure::Back,
+            1.2,
+        ),
         ("no TUN, 4 flows, beside wireguard-go", Figure::Four, 1.0),
     ] {
         verdicts.at_least(what, ratio(at), least, "x", why);

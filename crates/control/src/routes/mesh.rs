@@ -17,6 +17,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{StatusCode, header};
 use mesh::coordination::{
     Book, JoinAnswer, JoinRequest, MemberStatus, NewToken, NodeRecord, Signed, TokenStatus,
@@ -204,9 +205,18 @@ pub(super) async fn watch(
     Ok(match answer? {
         Some(frame) => (
             [(header::CONTENT_TYPE, "application/json")],
-            frame.to_string(),
+            Bytes::from_owner(Text(frame)),
         )
             .into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })
+}
+
+/// A frame as a body: the same memory for all who get it.
+struct Text(Arc<str>);
+
+impl AsRef<[u8]> for Text {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use mesh::coordination::{Identity, IdentityKey, Mode, overlay_v4, overlay_v6};
 use mesh::policy::{Filter, FilterGate, FilterPeer, Ports};
 use mesh::userspace::{Directory, Member, Service, Userspace, UserspaceOptions};
-use mesh::{
-    Engine, PeerOptions, PrivateKey, SystemClock, Tun, TunOptions, Wire, WireOptions,
-};
+use mesh::{Engine, PeerOptions, PrivateKey, SystemClock, Tun, TunOptions, Wire, WireOptions};
 
 use super::Outcome;
 
