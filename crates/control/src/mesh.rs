@@ -14,6 +14,7 @@
 //! carried out in memory. Should another process have written meanwhile, memory is read anew and the step planned again; what others
 //! write is followed besides, so that nodes hear of it whichever process they ask.
 
+mod joins;
 mod news;
 
 use api::{ErrorCode, Problem};
@@ -51,6 +52,7 @@ pub(crate) struct Coordinator {
     identity: Identity,
     state: Mutex<State>,
     news: News,
+    joins: joins::Queue,
     waiting: Semaphore,
     /// Nobody is kept waiting from then on.
     stop: CancellationToken,
@@ -92,6 +94,7 @@ impl Coordinator {
         let state = read(&store, &identity).await?;
         Ok(Self {
             news: News::new(state.book.head()),
+            joins: joins::Queue::default(),
             store,
             identity,
             state: Mutex::new(state),

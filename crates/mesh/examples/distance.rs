@@ -1,12 +1,12 @@
 //! Measures how much of plain TCP is left inside the mesh over a long way: a shim delays and loses packets of both alike.
 //!
 //! ```text
-//! cargo run --release -p mesh --example distance -- [--pairs 6] [--seconds 25] [--round-trip 60] [--loss 0.001] [--congestion cubic] [--flows 1]
+//! cargo run --release -p mesh --example distance -- [--pairs 6] [--seconds 25] [--round-trip 60] [--loss 0.001] [--congestion cubic] [--flows 1] [--rate MBIT]
 //! ```
 //!
 //! With so little loss a flow loses a packet every few seconds, so chance decides much: several pairs of machines run at the same time, each with a
 //! shim of its own, and the sums are compared. Over each shim plain TCP, a tunnel and a flow without a device run side by side; nothing but the
-//! way's length and losses bounds them. Needs root, `ip` and `iperf3`.
+//! way's length and losses bounds them, unless `--rate` bounds what all three carry together. Needs root, `ip` and `iperf3`.
 
 #[allow(dead_code, reason = "each program uses a part")]
 mod lab;
@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lab::pair::{Kind, Pair};
+use lab::programs::run;
 use lab::shim::{Distance, cable};
 use lab::verdict::Verdicts;
 use lab::{Options, Outcome, daemon, machine, median};
@@ -32,6 +33,7 @@ fn main() -> Outcome<()> {
     let congestion: String = options.get("--congestion", "cubic".to_owned())?;
     let round_trip = Duration::from_millis(options.get("--round-trip", 60)?);
     let loss: f64 = options.get("--loss", 0.001)?;
+    let rate: u64 = options.get("--rate", 0)?;
     println!(
         "{pairs} pairs, {seconds} s, {flows} flow(s) each, {congestion}, {} ms there and back, {} % lost each way, {}",
         round_trip.as_millis(),
@@ -48,7 +50,7 @@ fn main() -> Outcome<()> {
                 loss,
                 seed,
             };
-            running.push(scope.spawn(move || measure(distance, congestion, seconds, flows)));
+            running.push(scope.spawn(move || measure(distance, congestion, seconds, flows, rate)));
         }
         for one in running {
             let (rates, carried) = one.join().map_err(|_| "a pair failed")??;
@@ -93,10 +95,15 @@ fn measure(
     congestion: &str,
     seconds: u64,
     flows: u64,
+    rate: u64,
 ) -> Outcome<([f64; 3], (u64, u64))> {
     let mut carried = None;
     let mut pair = Pair::new(congestion, |spaces| {
         carried = Some(cable(spaces, distance)?);
+        for space in spaces.iter().filter(|_| rate > 0) {
+            let bound = format!("rate {rate}mbit burst 64kb latency 60ms");
+            run(space, &format!("tc qdisc add dev eth0 root tbf {bound}"))?;
+        }
         Ok(())
     })?;
     let mut servers = Vec::new();

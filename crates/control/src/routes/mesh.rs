@@ -163,10 +163,7 @@ pub(super) async fn join(
     State(plane): State<Arc<Plane>>,
     Json(request, _): Json<JoinRequest>,
 ) -> Answer<Body<JoinAnswer>> {
-    let now = now_ms();
-    Ok(Body(
-        plane.mesh.step(|book| book.join(&request, now)).await?,
-    ))
+    Ok(Body(plane.mesh.join(request).await?))
 }
 
 /// Say something else of oneself (for nodes: a signed record)
