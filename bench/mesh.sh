@@ -23,7 +23,7 @@ failed=0
 for program in "${programs[@]}"; do
   case $program in
     throughput) runs=("") ;;
-    distance) runs=("" "--flows 4" "--congestion bbr") ;;
+    distance) runs=("" "--flows 4") ;;
     joining | coordinator) runs=("--atoll $atoll") ;;
     *)
       echo "error: $program: one of throughput, distance, joining, coordinator" >&2

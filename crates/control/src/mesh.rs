@@ -12,7 +12,8 @@
 //!
 //! A step is planned from memory, written in one transaction that holds only if `turn` is what memory was read at, and then
 //! carried out in memory. Should another process have written meanwhile, memory is read anew and the step planned again; what others
-//! write is followed besides, so that nodes hear of it whichever process they ask.
+//! write is followed besides, so that nodes hear of it whichever process they ask. Machines that join at the same time are let in together (`joins`), and who
+//! waits for changes is told before anybody's next question is looked at (`news`).
 
 mod joins;
 mod news;

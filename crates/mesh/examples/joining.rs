@@ -45,6 +45,7 @@ fn main() -> Outcome<()> {
 }
 
 fn measure(program: &Path, folder: &Path, times: usize) -> Outcome<Verdicts> {
+    let mut verdicts = Verdicts::begin()?;
     let spaces = [Namespace::unnamed()?, Namespace::unnamed()?];
     for space in &spaces {
         run(space, "ip link set lo up")?;
@@ -67,7 +68,6 @@ fn measure(program: &Path, folder: &Path, times: usize) -> Outcome<Verdicts> {
         &format!("mesh token create --reuse --tags lab --address {URL}"),
     )?;
     let token = token.trim();
-    let mut verdicts = Verdicts::default();
     for mode in ["tun", "userspace"] {
         let state = folder.join(format!("service-{mode}"));
         let up = format!(

@@ -45,6 +45,7 @@ fn main() -> Outcome<()> {
     let congestion: String = options.get("--congestion", "reno".to_owned())?;
     let buffer: u32 = options.get("--buffer", 2 << 20)?;
     let only: String = options.get("--only", String::new())?;
+    let mut verdicts = Verdicts::begin()?;
     let version = version()?;
     println!(
         "{rounds} rounds of {seconds} s, {congestion}, {}; {version}",
@@ -73,7 +74,6 @@ fn main() -> Outcome<()> {
         println!("{:<14}{shown}", kind.name());
         medians.push(all);
     }
-    let mut verdicts = Verdicts::default();
     for (kind, figures) in kinds.iter().zip(&medians) {
         match kind {
             Kind::Tun => judge_tun(&mut verdicts, figures, &medians[0], &version),
@@ -132,7 +132,7 @@ fn judge_tun(verdicts: &mut Verdicts, ours: &Row, reference: &Row, version: &str
         2.0
     };
     let ratio = |at: Figure| ours[at as usize] / reference[at as usize];
-    let busy = "both ends share the processors with iperf3, and with whatever else ran";
+    let busy = "both ends share the processors with iperf3";
     for (what, at) in [
         ("TUN, 1 flow, beside wireguard-go", Figure::There),
         ("TUN, 1 flow back, beside wireguard-go", Figure::Back),

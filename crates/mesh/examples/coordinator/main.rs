@@ -84,7 +84,7 @@ async fn measure(
     count: usize,
     changes: usize,
 ) -> Outcome<Verdicts> {
-    let mut verdicts = Verdicts::default();
+    let mut verdicts = Verdicts::begin()?;
     let at = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let server = Server::start(program, directory, at)?;
     let token = token(at).await?;

@@ -53,11 +53,16 @@ pub(crate) fn quantile(values: impl IntoIterator<Item = f64>, part: f64) -> f64 
 /// The machine, and what else it does.
 pub(crate) fn machine() -> Outcome<String> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    let load = load.split(' ').next().unwrap_or_default();
     let processors = std::thread::available_parallelism()?;
     Ok(format!(
-        "Linux {}, {processors} processors, load {load}",
-        kernel.trim()
+        "Linux {}, {processors} processors, load {:.1}",
+        kernel.trim(),
+        load()?
     ))
+}
+
+/// How many wanted to run, in the mean of the last minute.
+pub(crate) fn load() -> Outcome<f64> {
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    Ok(load.split(' ').next().unwrap_or_default().parse()?)
 }
