@@ -81,7 +81,7 @@ fn measure(program: &Path, folder: &Path, times: usize) -> Outcome<Verdicts> {
             .nth(2)
             .ok_or("no address")?
             .parse()?;
-        let _listening = listen(&spaces[0], (at, PORT).into())?;
+        listen(&spaces[0], (at, PORT).into())?;
         let mut found = Vec::new();
         for time in 0..times {
             let state = folder.join(format!("{mode}-{time}"));

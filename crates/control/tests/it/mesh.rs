@@ -157,7 +157,13 @@ async fn many_join_at_once_and_a_token_for_one_still_lets_one_in() {
     let many = token(&plane, json!({"tags": ["db"], "reuse": true})).await;
     let machines: Vec<_> = (1..=100).map(|seed| Machine::new(seed, &many)).collect();
     // Two of every three hold the token for many, and everybody asks twice.
-    let held = |machine: &Machine| if machine.seed % 3 == 0 { &once } else { &many };
+    let held = |machine: &Machine| {
+        if machine.seed.is_multiple_of(3) {
+            &once
+        } else {
+            &many
+        }
+    };
     let asked = machines.iter().chain(&machines);
     let asked = asked.map(|machine| machine.join(&plane, held(machine)));
     let answers = futures::future::join_all(asked).await;
@@ -173,7 +179,7 @@ async fn many_join_at_once_and_a_token_for_one_still_lets_one_in() {
             assert!(answer.expect(401).message().contains("used up"));
         }
     }
-    let alone = numbers.keys().filter(|seed| *seed % 3 == 0).count();
+    let alone = numbers.keys().filter(|seed| seed.is_multiple_of(3)).count();
     assert_eq!((alone, numbers.len()), (1, 68));
     let distinct: std::collections::BTreeSet<_> = numbers.values().collect();
     assert_eq!(distinct.len(), numbers.len());
