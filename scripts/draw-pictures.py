@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the pictures of README.md and docs/ as SVG.
 
-Usage: draw-pictures.py                  life.svg and request.svg, into docs/pictures
+Usage: draw-pictures.py                  life.svg, mesh.svg and request.svg, into docs/pictures
        make run ONCE=1 2>&1 | draw-pictures.py tour
                                          tour.svg, of what the tour printed and nothing else
 """
@@ -64,6 +64,30 @@ class Picture:
         )
         with open(os.path.join(PICTURES, name), "w", encoding="utf-8") as file:
             file.write(text)
+
+
+def mesh() -> Picture:
+    """Two machines behind NATs, the ways between them, and who knows what."""
+    picture = Picture(900, 380, "Ways in the mesh: over a relay at once, directly once that is proven")
+    picture.box(20, 220, 190, 130, "db-1", ["node, 100.64.0.2", "PostgreSQL listens there", "no open port"], BLUE)
+    picture.box(690, 220, 190, 130, "db-2", ["node, 100.64.0.3", "PostgreSQL listens there", "no open port"], BLUE)
+    picture.box(250, 250, 90, 70, "NAT", ["provider 1"], GREY, dashed=True)
+    picture.box(560, 250, 90, 70, "NAT", ["provider 2"], GREY, dashed=True)
+    picture.box(250, 20, 190, 100, "coordinator", ["who is in, what may pass;", "not asked by packets"], ORANGE)
+    picture.box(480, 20, 190, 100, "relay", ["UDP, or TLS at port 443;", "sees ciphertext alone"], GREEN)
+    picture.arrow((342, 285), (558, 285))
+    picture.arrow((558, 300), (342, 300))
+    picture.line(210, 285, 250, 285)
+    picture.line(650, 285, 690, 285)
+    picture.text(450, 272, "direct, once proven", 13, bold=True)
+    picture.text(450, 325, "WireGuard, or QUIC", 12, QUIET)
+    picture.arrow((115, 218), (115, 165), (520, 165), (520, 122))
+    picture.arrow((785, 218), (785, 165), (630, 165), (630, 122))
+    picture.text(325, 157, "first packets, and where no direct way is", 12, QUIET, over_lines=True)
+    picture.arrow((60, 218), (60, 70), (248, 70), dashed=True)
+    picture.arrow((840, 218), (840, 140), (460, 140), (345, 140), (345, 122), dashed=True)
+    picture.text(130, 62, "signed changes", 12, QUIET, over_lines=True)
+    return picture
 
 
 def life() -> Picture:
@@ -183,6 +207,7 @@ if __name__ == "__main__":
         tour(sys.stdin.read())
     elif not sys.argv[1:]:
         life().save("life.svg")
+        mesh().save("mesh.svg")
         request().save("request.svg")
     else:
         sys.exit(__doc__)

@@ -45,6 +45,17 @@ except OSError:
 """
 
 
+# Says whether something is heard from ADDRESS PORT: a door takes a connection before it knows whether it leads anywhere.
+LISTEN = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])) as connection:
+        sys.exit(not connection.recv(1))
+except OSError:
+    sys.exit(1)
+"""
+
+
 class Space:
     """A network namespace, with one address on a network that all share if it is given one."""
 
@@ -167,6 +178,10 @@ class World:
 
     def knocks(self, number, address, port, patience=10):
         return self.spaces[number].run("python3", "-c", KNOCK, address, str(port), str(patience), check=False).returncode == 0
+
+    def hears(self, number, address, port, patience=10):
+        words = "python3", "-c", LISTEN, address, str(port), str(patience)
+        return self.spaces[number].run(*words, check=False).returncode == 0
 
     def sees_nothing_of_the_mesh(self, number):
         """No device of ours, no route of ours."""

@@ -60,6 +60,7 @@ class Made:
             with self.start() as box:
                 box.commands.run(f"head -c 3000000 /dev/urandom > /home/user/{number}")
                 for child in box.fork(count=2, timeout=600):
+                    assert not isinstance(child, Exception), child
                     self.things.append((kind, child.sandbox_id))
 
     def start(self):

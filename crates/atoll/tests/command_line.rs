@@ -69,6 +69,7 @@ fn help() {
         &["mesh", "status"],
         &["mesh", "peers"],
         &["mesh", "ping"],
+        &["mesh", "netcheck"],
         &["mesh", "token"],
         &["mesh", "token", "create"],
         &["mesh", "token", "ls"],
@@ -79,6 +80,9 @@ fn help() {
         &["mesh", "policy", "show"],
         &["mesh", "nodes"],
         &["mesh", "revoke"],
+        &["mesh", "peer"],
+        &["mesh", "peer", "add"],
+        &["mesh", "peer", "config"],
         &["completions"],
         &["version"],
     ] {

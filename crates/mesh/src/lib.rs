@@ -62,6 +62,8 @@ pub mod coordination;
 pub mod crypto;
 pub mod engine;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod key;
 mod link;
 pub mod names;

@@ -65,6 +65,10 @@ pub struct MeshNode {
     pub name: String,
     /// Who it is: its public key, in base64 for URLs.
     pub identity: String,
+    /// The key of its tunnels, in base64.
+    pub wireguard: String,
+    /// Whether it runs no Atoll: any other WireGuard peer.
+    pub plain: bool,
     /// Its addresses in the mesh.
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,

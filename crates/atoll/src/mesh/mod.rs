@@ -1,11 +1,12 @@
 //! `atoll mesh`: the private network among nodes.
 //!
-//! [`up`] runs a node. The other commands ask either the coordinator, over the public API ([`token`], [`policy`], [`nodes`]), or the node on
+//! [`up`] runs a node. The other commands ask either the coordinator, over the public API ([`token`], [`policy`], [`nodes`], [`peer`]), or the node on
 //! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`netcheck`], [`serve`]).
 
 mod http;
 mod netcheck;
 mod nodes;
+mod peer;
 mod ping;
 mod policy;
 mod serve;
@@ -25,7 +26,8 @@ Examples:
   atoll mesh policy set policy.toml                                    nothing passes without one
   atoll mesh serve db --port 5432                                      a service is ready here
   atoll mesh peers                                                     whom this node reaches
-  atoll mesh revoke web-2                                              put a node out, at once";
+  atoll mesh revoke web-2                                              put a node out, at once
+  atoll mesh peer add phone --tags phone --qr                          whatever speaks WireGuard";
 
 /// Join machines by a private, encrypted network
 ///
@@ -51,6 +53,7 @@ enum Command {
     Policy(policy::Arguments),
     Nodes(nodes::ListArguments),
     Revoke(nodes::RevokeArguments),
+    Peer(peer::Arguments),
 }
 
 /// Does it.
@@ -66,6 +69,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Policy(arguments) => policy::execute(arguments).await,
         Command::Nodes(arguments) => nodes::list(arguments).await,
         Command::Revoke(arguments) => nodes::revoke(arguments).await,
+        Command::Peer(arguments) => peer::execute(arguments).await,
     }
 }
 

@@ -73,11 +73,11 @@ fn nat(seen: &[SocketAddr], ours: impl Fn(&SocketAddr) -> bool) -> Nat {
         // Families have mappings of their own.
         [first, rest @ ..] => {
             let same = |at: &&SocketAddr| at.is_ipv4() == first.is_ipv4();
-            let mut rest = rest.iter().filter(same).peekable();
-            match rest.peek() {
-                None => Nat::Unknown,
-                Some(_) if rest.all(|at| at == first) => Nat::EndpointIndependent,
-                Some(_) => Nat::EndpointDependent,
+            let rest: Vec<_> = rest.iter().filter(same).collect();
+            match rest.iter().all(|at| *at == first) {
+                _ if rest.is_empty() => Nat::Unknown,
+                true => Nat::EndpointIndependent,
+                false => Nat::EndpointDependent,
             }
         }
     }

@@ -65,7 +65,11 @@ pub(super) async fn list(arguments: ListArguments) -> anyhow::Result<u8> {
                 .first()
                 .map_or_else(String::new, ToString::to_string),
             tags.join(","),
-            style::harmless(&node.mode),
+            if node.plain {
+                "wireguard".to_owned()
+            } else {
+                style::harmless(&node.mode)
+            },
             if node.ephemeral { "yes" } else { "no" }.to_owned(),
             endpoints.join(" "),
             node.token,

@@ -21,7 +21,7 @@ Examples:
   sudo atoll mesh up                        again later: the token is needed once
   sudo atoll mesh up --state /srv/mesh --name web-1 --endpoint 192.0.2.7
   atoll mesh up --state ~/mesh --socks 127.0.0.1:1080     without root or a network device
-  sudo atoll mesh up --relay --endpoint 192.0.2.7     also a relay, for those who do not reach each other
+  sudo atoll mesh up --relay --endpoint 192.0.2.7      also a relay for others
 
 It prints `up NAME ADDRESS` to standard output once all is up, and all else to standard error.
 Services are to listen at that address. When the coordinator is down, it starts from what it knew.

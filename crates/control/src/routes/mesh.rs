@@ -93,6 +93,8 @@ pub(super) async fn remove_token(
 pub(super) async fn nodes(Admin(plane): Admin) -> Answer<Body<Vec<MeshNode>>> {
     let show = |node: MemberStatus| MeshNode {
         identity: node.voucher.identity.to_string(),
+        wireguard: node.wireguard.to_string(),
+        plain: node.plain,
         addresses: vec![node.voucher.v4.into(), node.voucher.v6.into()],
         name: node.voucher.name,
         tags: node.voucher.tags,

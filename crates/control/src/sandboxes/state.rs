@@ -163,10 +163,15 @@ impl Sandboxes {
             }
         };
         for (reservation, result) in reservations.into_iter().zip(&results) {
-            if let Ok(child) = result {
-                let nodes = &self.plane.nodes;
-                nodes.count(&child.id.node(), &child.resources, true);
-                reservation.keep(child.id.clone());
+            match result {
+                Ok(child) => {
+                    let nodes = &self.plane.nodes;
+                    nodes.count(&child.id.node(), &child.resources, true);
+                    reservation.keep(child.id.clone());
+                }
+                Err(problem) => {
+                    tracing::warn!(parent = %status.id, %problem, "a child of a fork did not start");
+                }
             }
         }
         Ok(results)

@@ -50,6 +50,7 @@ impl Machine {
             flows: Vec::new(),
             underlay: None,
             relay: None,
+            plain: false,
             mode: Default::default(),
             unready: Default::default(),
         })

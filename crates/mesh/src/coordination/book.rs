@@ -157,6 +157,8 @@ pub struct MemberStatus {
     pub flows: Vec<std::net::SocketAddr>,
     /// How packets get in and out of it.
     pub mode: Mode,
+    /// Whether it runs no Atoll.
+    pub plain: bool,
     /// The services that it says it is not ready to give.
     pub unready: BTreeSet<String>,
     /// The token that it joined with.
@@ -710,6 +712,7 @@ impl Book {
             endpoints: node.record.endpoints.clone(),
             flows: node.record.flows.clone(),
             mode: node.record.mode,
+            plain: node.record.plain,
             unready: node.record.unready.clone(),
             token: node.member.token.clone(),
             seen_ms: self

@@ -111,6 +111,9 @@ pub struct NodeRecord {
     /// How packets get in and out of it.
     #[serde(default, skip_serializing_if = "Mode::is_tun")]
     pub mode: Mode,
+    /// Whether it runs no Atoll: any other WireGuard peer, which has tunnels and nothing else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
     /// The services that it is not ready to give, though policy says that it is one of those who do.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unready: BTreeSet<String>,

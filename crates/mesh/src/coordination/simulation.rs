@@ -53,6 +53,7 @@ impl Station {
             endpoints: vec![SocketAddr::from(([192, 0, 2, self.seed], 51820))],
             underlay: None,
             relay: None,
+            plain: false,
             flows: Vec::new(),
             mode: Default::default(),
             unready: Default::default(),
@@ -553,7 +554,7 @@ fn simulation_converges_whatever_happens() {
         .and_then(|seed| seed.parse().ok())
     {
         Some(seed) => (seed, 1),
-        None => (0, 300),
+        None => (0, 1000),
     };
     // Two threads share the seeds.
     std::thread::scope(|scope| {

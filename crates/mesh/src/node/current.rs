@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::coordination::{IdentityKey, Mode, NodeRecord, Signed, View, Voucher};
 use crate::engine::{PathOptions, PeerOptions};
@@ -22,14 +23,27 @@ pub(super) struct Peer {
     pub(super) name: String,
     pub(super) identity: IdentityKey,
     pub(super) mode: Mode,
+    plain: bool,
     endpoints: Vec<SocketAddr>,
     allowed: Vec<Prefix>,
 }
 
+/// How often something is said to a peer that may be behind a NAT and runs no Atoll.
+const KEEPALIVE: Duration = Duration::from_secs(25);
+
 impl Peer {
     pub(super) fn options(&self, key: PublicKey) -> PeerOptions {
+        if self.plain {
+            let endpoint = self.endpoints.first().copied();
+            return PeerOptions {
+                endpoint,
+                // Who has no endpoint calls, and keeps its way open itself.
+                keepalive: endpoint.map(|_| KEEPALIVE),
+                ..PeerOptions::new(key, self.allowed.clone())
+            };
+        }
         PeerOptions {
-            // All nodes run this engine, which tries every way there is.
+            // Nodes run this engine, which tries every way there is.
             paths: Some(PathOptions {
                 candidates: self.endpoints.clone(),
                 relays: Vec::new(),
@@ -125,6 +139,7 @@ impl Current {
                     name: known.voucher.name.clone(),
                     identity: known.voucher.identity,
                     mode: known.record.mode,
+                    plain: known.record.plain,
                     // Who is hostile does not make this machine talk to itself.
                     endpoints: known
                         .record

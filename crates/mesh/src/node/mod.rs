@@ -162,6 +162,7 @@ impl Said {
             flows: self.flows.clone(),
             underlay: Some(state.underlay.public()),
             relay: self.relay.clone(),
+            plain: false,
             mode: self.mode,
             unready,
         }

@@ -77,6 +77,7 @@ fn only_those_with_whom_something_may_pass_are_peers() {
                 endpoints: vec![([192, 0, 2, seed], 51820).into()],
                 underlay: None,
                 relay: None,
+                plain: false,
                 flows: vec![([192, 0, 2, seed], 51821).into()],
                 mode: Mode::Tun,
                 unready: Default::default(),
@@ -160,6 +161,7 @@ fn names_lead_to_loopback_where_one_end_has_no_device() {
                 // One that would make others talk to themselves.
                 underlay: None,
                 relay: None,
+                plain: false,
                 flows: vec![
                     ([127, 0, 0, 1], 51821).into(),
                     ([192, 0, 2, seed], 51821).into(),

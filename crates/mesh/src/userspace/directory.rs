@@ -253,6 +253,7 @@ mod tests {
                     flows: vec![([192, 0, 2, seed], 51821).into()],
                     underlay: None,
                     relay: None,
+                    plain: false,
                     mode: Mode::Tun,
                     unready: (seed == 4).then(|| "db".to_owned()).into_iter().collect(),
                 }),

@@ -88,6 +88,7 @@ pub use header::{Refusal, Request};
 pub use links::LinkStatus;
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 use tokio::net::TcpListener;
+pub(crate) use underlay::fuzz_signal;
 
 use crate::coordination::{Identity, IdentityKey};
 use crate::error::Error;

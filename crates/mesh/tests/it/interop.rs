@@ -1,4 +1,4 @@
-//! The same wire as the reference implementation in Go, with the tools that configure it.
+//! The same wire as the reference implementation in Go, and as another one in Rust, with the tools that configure them.
 
 use std::process::{Child, Command, Stdio};
 
@@ -8,26 +8,63 @@ use crate::lab::{
     Cable, Node, NodeOptions, allowed, echo, exchange, inner, key, run, udp, wait_for,
 };
 
-/// A running `wireguard-go`; it is ended with this.
+/// Another implementation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    /// The one in Go, by WireGuard's makers.
+    WireguardGo,
+    /// The one in Rust, by Cloudflare.
+    Boringtun,
+}
+
+impl Other {
+    /// What it is called, what it is told, and who installs it.
+    fn program(self) -> (String, &'static [&'static str], &'static str) {
+        match self {
+            Self::WireguardGo => (
+                "wireguard-go".to_owned(),
+                &["-f"],
+                "scripts/setup.sh test installs it",
+            ),
+            Self::Boringtun => {
+                let name = "boringtun-cli";
+                let home = std::env::var("HOME").unwrap_or_default();
+                let caches = std::env::var("XDG_CACHE_HOME");
+                let caches = caches.unwrap_or_else(|_| format!("{home}/.cache"));
+                let built = format!("{caches}/atoll/tools/bin/{name}");
+                let found = std::path::Path::new(&built).exists();
+                (
+                    if found { built } else { name.to_owned() },
+                    &["--foreground", "--disable-drop-privileges"],
+                    "scripts/tool.sh boringtun-cli builds it",
+                )
+            }
+        }
+    }
+}
+
+/// Another implementation that runs; it is ended with this.
 struct Reference {
     child: Child,
     name: String,
 }
 
 impl Reference {
-    fn start(outside: &Namespace, name: &str) -> Self {
-        let child = crate::lab::program(outside, "wireguard-go", &["-f", name])
+    fn start(other: Other, outside: &Namespace, name: &str) -> Self {
+        let (program, flags, remedy) = other.program();
+        let words: Vec<_> = flags.iter().copied().chain([name]).collect();
+        let child = crate::lab::program(outside, &program, &words)
             .env("LOG_LEVEL", "error")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("wireguard-go is missing: scripts/setup.sh test installs it");
+            .unwrap_or_else(|error| panic!("{program}: {error}; {remedy}"));
         let reference = Self {
             child,
             name: name.to_owned(),
         };
         let socket = format!("/var/run/wireguard/{name}.sock");
-        wait_for("wireguard-go's socket", || {
+        wait_for("the socket of the other implementation", || {
             std::path::Path::new(&socket).exists().then_some(())
         });
         reference
@@ -63,16 +100,17 @@ impl Drop for Reference {
 }
 
 /// One of our nodes and one of theirs; `ours_first` says who begins.
-fn check(v6_outside: bool, ours_first: bool) {
+fn check(other: Other, v6_outside: bool, ours_first: bool) {
     let cable = Cable::new(1500);
     let ours = Node::new(1, &cable.spaces[0], &NodeOptions::default());
     let name = format!(
-        "wgt{:x}{}{}",
+        "wgt{:x}{}{}{}",
         std::process::id(),
+        other as u8,
         u8::from(v6_outside),
         u8::from(ours_first)
     );
-    let theirs = Reference::start(&cable.spaces[1], &name);
+    let theirs = Reference::start(other, &cable.spaces[1], &name);
     let secret = PresharedKey::from_bytes([8; 32]);
     let files = Secrets::new(&[("key", key(2).to_base64()), ("psk", secret.to_base64())]);
     let port: u16 = theirs
@@ -167,10 +205,20 @@ impl Drop for Secrets {
 
 #[test]
 fn wireguard_go_is_called_over_ipv4() {
-    check(false, true);
+    check(Other::WireguardGo, false, true);
 }
 
 #[test]
 fn wireguard_go_calls_over_ipv6() {
-    check(true, false);
+    check(Other::WireguardGo, true, false);
+}
+
+#[test]
+fn boringtun_is_called_over_ipv6() {
+    check(Other::Boringtun, true, true);
+}
+
+#[test]
+fn boringtun_calls_over_ipv4() {
+    check(Other::Boringtun, false, false);
 }

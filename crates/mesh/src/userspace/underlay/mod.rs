@@ -473,6 +473,17 @@ impl Underlay {
     }
 }
 
+/// Reads what may be a signal from `other`, for the node with the key `own`.
+pub(crate) fn fuzz_signal(own: &PrivateKey, other: &PublicKey, datagram: &[u8]) {
+    let envelope =
+        shared_secret(own, other).and_then(|secret| Envelope::new(&secret, &own.public(), other));
+    if let (Some(_), Some(envelope)) = (envelope::sender(datagram), envelope) {
+        assert_eq!(envelope.open(datagram), None, "nobody knows the key");
+    }
+    // And what is inside one, whoever made it.
+    let _ = Signal::read(datagram);
+}
+
 impl Post for Underlay {
     fn post(&self, to: SocketAddr, datagrams: &Batch) -> u64 {
         let Some(to) = self.native(to) else {

@@ -20,6 +20,14 @@ fn begins(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0x80 != 0)
 }
 
+/// A real address as QUIC calls it, which knows this socket as one of IPv6.
+fn as_v6(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+        v6 => v6,
+    }
+}
+
 /// Cuts what was sent or received as one into datagrams.
 fn cut(contents: &[u8], length: usize) -> impl Iterator<Item = &[u8]> {
     contents.chunks(length.max(1))
@@ -76,7 +84,7 @@ impl Underlay {
             let way = Way::Direct(source);
             for datagram in cut(contents, meta.stride) {
                 if !self.take_signal(&way, datagram) && !marked(datagram) {
-                    self.wait(from.unwrap_or(meta.addr), datagram);
+                    self.wait(from.unwrap_or_else(|| as_v6(source)), datagram);
                 }
             }
             meta.len = 0;
@@ -84,6 +92,8 @@ impl Underlay {
             meta.addr = from;
             // Answers go by what is proven, not from where this came to.
             meta.dst_ip = None;
+        } else {
+            meta.addr = as_v6(source);
         }
     }
 
