@@ -156,6 +156,7 @@ impl SimulatedNode {
             flows: vec![place],
             underlay: Some(PublicKey::from_bytes(*public.as_bytes())),
             relay: None,
+            plain: false,
             mode: Mode::Tun,
             unready: Default::default(),
         };
