@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-fleet soak build setup
+.PHONY: help run test lint bench bench-fleet bench-mesh soak build setup
 
 # Where everything that is built or fetched goes; nothing else in the tree is written to.
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -15,6 +15,7 @@ help: ## Show this list
 	@echo "make lint    the first three of these"
 	@echo "make bench   measure Atoll side by side with its peers; results in bench/out/"
 	@echo "make bench-fleet  measure the fleet: Cluster Autoscaler's calls on 5,000 machines, plans, distance from the bound, energy of weeks"
+	@echo "make bench-mesh   measure the mesh: beside wireguard-go, over a long way, joins, 10,000 nodes on one coordinator"
 	@echo "make soak    pause and resume 10,000 times, kill everything 200 times, make and delete 50 states (hours;"
 	@echo "             CYCLES=, KILLS= and OBJECTS= change how often)"
 	@echo "make build   the program: \$$CARGO_TARGET_DIR/release/atoll"
@@ -42,6 +43,10 @@ bench-fleet: ## The fleet alone
 	@cargo run --quiet --release --locked -p fleet --example storm
 	@cargo run --quiet --release --locked -p fleet --example speed
 	@cargo run --quiet --release --locked -p fleet --example weeks
+
+bench-mesh: ## The mesh alone
+	@scripts/setup.sh bench
+	@bench/mesh.sh
 
 soak: ## For hours: what must hold however often
 	@scripts/setup.sh test

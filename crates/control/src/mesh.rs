@@ -12,7 +12,11 @@
 //!
 //! A step is planned from memory, written in one transaction that holds only if `turn` is what memory was read at, and then
 //! carried out in memory. Should another process have written meanwhile, memory is read anew and the step planned again; what others
-//! write is followed besides, so that nodes hear of it whichever process they ask.
+//! write is followed besides, so that nodes hear of it whichever process they ask. Machines that join at the same time are let in together (`joins`), and who
+//! waits for changes is told before anybody's next question is looked at (`news`).
+
+mod joins;
+mod news;
 
 use api::{ErrorCode, Problem};
 use bytes::Bytes;
@@ -20,9 +24,10 @@ use futures::StreamExt;
 use mesh::coordination::{
     Book, BookOptions, Farewell, Identity, Plan, Refusal, Signed, WatchRequest, Write,
 };
+use news::News;
 use std::{sync::Arc, time::Duration};
 use store::{Condition, Operation, Outcome, Range, Revision, Store, StoreError, Transaction};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 const PREFIX: &str = "atoll/mesh/";
@@ -47,7 +52,8 @@ pub(crate) struct Coordinator {
     store: Arc<dyn Store>,
     identity: Identity,
     state: Mutex<State>,
-    changed: watch::Sender<u64>,
+    news: News,
+    joins: joins::Queue,
     waiting: Semaphore,
     /// Nobody is kept waiting from then on.
     stop: CancellationToken,
@@ -88,7 +94,8 @@ impl Coordinator {
         };
         let state = read(&store, &identity).await?;
         Ok(Self {
-            changed: watch::Sender::new(state.book.head()),
+            news: News::new(state.book.head()),
+            joins: joins::Queue::default(),
             store,
             identity,
             state: Mutex::new(state),
@@ -134,7 +141,15 @@ impl Coordinator {
                 Ok(Outcome::Committed { revision }) => {
                     state.turn = Some(revision);
                     state.book.apply(&planned.writes);
-                    self.changed.send_replace(state.book.head());
+                    let head = state.book.head();
+                    // Who is in no more is told that alone.
+                    let gone = planned.writes.iter().any(|write| match write {
+                        Write::Delete(key) => key.starts_with("nodes/"),
+                        Write::Put(..) => false,
+                    });
+                    let book = &mut state.book;
+                    let frame = |from| (!gone).then(|| book.frame(from)).flatten();
+                    self.news.publish(head, frame);
                     return Ok(planned.answer);
                 }
                 Ok(Outcome::Refused { .. }) => self.renew(&mut state).await?,
@@ -157,7 +172,7 @@ impl Coordinator {
         let mut new = read(&self.store, &self.identity).await?;
         new.book.remember(&state.book);
         *state = new;
-        self.changed.send_replace(state.book.head());
+        self.news.publish(state.book.head(), |_| None);
         Ok(())
     }
 
@@ -199,8 +214,8 @@ impl Coordinator {
         Ok(turn != state.turn)
     }
 
-    async fn hear(&self, request: &Signed<WatchRequest>) -> Result<WatchRequest, Refusal> {
-        self.state.lock().await.book.hear(request, now_ms())
+    async fn hear(&self, asked: &WatchRequest) -> Result<(), Refusal> {
+        self.state.lock().await.book.note(asked, now_ms())
     }
 
     /// Reads something.
@@ -221,16 +236,19 @@ impl Coordinator {
         &self,
         request: &Signed<WatchRequest>,
     ) -> Result<Option<Arc<str>>, Problem> {
-        let mut changed = self.changed.subscribe();
-        let asked = match self.hear(request).await {
+        self.news.told().await;
+        // Before anybody has to wait for it.
+        let asked = request.check().map_err(refuse)?;
+        let mut listener = self.news.listen();
+        let heard = match self.hear(&asked).await {
             // It may have joined elsewhere, and have heard there of what is not known here yet.
             Err(Refusal::Unknown(_) | Refusal::Ahead) => {
                 self.catch_up().await?;
-                self.hear(request).await
+                self.hear(&asked).await
             }
             other => other,
         };
-        let asked = asked.map_err(refuse)?;
+        heard.map_err(refuse)?;
         let Ok(_turn) = self.waiting.try_acquire() else {
             return Err(Problem::new(
                 ErrorCode::Unavailable,
@@ -240,8 +258,10 @@ impl Coordinator {
         };
         let deadline = tokio::time::Instant::now() + WAIT;
         loop {
+            if let Some(frame) = listener.take(asked.cursor) {
+                return Ok(Some(frame));
+            }
             {
-                changed.borrow_and_update();
                 let mut state = self.state.lock().await;
                 state
                     .book
@@ -252,13 +272,13 @@ impl Coordinator {
                 }
             }
             let more = tokio::select! {
-                more = tokio::time::timeout_at(deadline, changed.changed()) => more,
+                more = tokio::time::timeout_at(deadline, listener.changed()) => more,
                 () = self.stop.cancelled() => {
                     let remedy = "ask again later";
                     return Err(Problem::new(ErrorCode::Unavailable, "Atoll is stopping", remedy));
                 }
             };
-            if !matches!(more, Ok(Ok(()))) {
+            if more != Ok(true) {
                 return Ok(None);
             }
         }

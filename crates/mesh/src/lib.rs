@@ -23,7 +23,7 @@
 //! | wireguard-go | 0.54 Gb/s | 0.58 | 0.66 | 2.28 | 0.38 ms | 1.2 ms | 1.4 ms | 37.5 MiB |
 //!
 //! Its pings are shorter under load as it carries a sixth of the traffic. With other work on the machine, this one's single
-//! stream went down to 1.8 Gb/s and the ratios lay between 4.2 and 7.3.
+//! stream went down to 1.2 Gb/s and the ratios lay between 3.8 and 7.3. `make bench-mesh` measures this and more; `bench/README.md` has the figures.
 //!
 //! Around it stand [`coordination`] (who belongs to the mesh), [`policy`] (what may pass), [`names`] (DNS), [`flows`] (who talked to
 //! whom) and [`node`], which puts them together. None of them is needed by the engine, which only asks a [`policy::Gate`] if it is given one.

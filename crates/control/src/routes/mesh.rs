@@ -17,6 +17,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{StatusCode, header};
 use mesh::coordination::{
     Book, JoinAnswer, JoinRequest, MemberStatus, NewToken, NodeRecord, Signed, TokenStatus,
@@ -164,10 +165,7 @@ pub(super) async fn join(
     State(plane): State<Arc<Plane>>,
     Json(request, _): Json<JoinRequest>,
 ) -> Answer<Body<JoinAnswer>> {
-    let now = now_ms();
-    Ok(Body(
-        plane.mesh.step(|book| book.join(&request, now)).await?,
-    ))
+    Ok(Body(plane.mesh.join(request).await?))
 }
 
 /// Say something else of oneself (for nodes: a signed record)
@@ -206,9 +204,18 @@ pub(super) async fn watch(
     Ok(match answer? {
         Some(frame) => (
             [(header::CONTENT_TYPE, "application/json")],
-            frame.to_string(),
+            Bytes::from_owner(Text(frame)),
         )
             .into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })
+}
+
+/// A frame as a body: the same memory for all who get it.
+struct Text(Arc<str>);
+
+impl AsRef<[u8]> for Text {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }

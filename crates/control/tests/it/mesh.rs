@@ -152,6 +152,45 @@ async fn machines_join_and_hear_of_each_other_also_after_a_restart() {
 }
 
 #[tokio::test]
+async fn many_join_at_once_and_a_token_for_one_still_lets_one_in() {
+    let plane = start().await;
+    let once = token(&plane, json!({"tags": ["web"]})).await;
+    let many = token(&plane, json!({"tags": ["db"], "reuse": true})).await;
+    let machines: Vec<_> = (1..=100).map(|seed| Machine::new(seed, &many)).collect();
+    // Two of every three hold the token for many, and everybody asks twice.
+    let held = |machine: &Machine| {
+        if machine.seed.is_multiple_of(3) {
+            &once
+        } else {
+            &many
+        }
+    };
+    let asked = machines.iter().chain(&machines);
+    let asked = asked.map(|machine| machine.join(&plane, held(machine)));
+    let answers = futures::future::join_all(asked).await;
+    let mut numbers = std::collections::BTreeMap::new();
+    for (machine, answer) in machines.iter().chain(&machines).zip(answers) {
+        if answer.status == 200 {
+            let answer: JoinAnswer = read(&answer);
+            let voucher: Voucher = answer.voucher.verify(&many.coordinator).unwrap();
+            assert_eq!(voucher.identity, machine.identity.public());
+            let before = numbers.insert(machine.seed, voucher.number);
+            assert!(before.is_none_or(|before| before == voucher.number));
+        } else {
+            assert!(answer.expect(401).message().contains("used up"));
+        }
+    }
+    let alone = numbers.keys().filter(|seed| seed.is_multiple_of(3)).count();
+    assert_eq!((alone, numbers.len()), (1, 68));
+    let distinct: std::collections::BTreeSet<_> = numbers.values().collect();
+    assert_eq!(distinct.len(), numbers.len());
+    // All of it was written.
+    let plane = plane.restart(|options| options.base = false).await;
+    let nodes = plane.get("/v1/mesh/nodes").await.expect(200).json();
+    assert_eq!(nodes.as_array().unwrap().len(), 68);
+}
+
+#[tokio::test]
 async fn a_policy_is_taken_only_if_its_tests_hold() {
     let plane = start().await;
     plane.get("/v1/mesh/policy").await.expect(404);

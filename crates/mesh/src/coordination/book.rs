@@ -604,9 +604,16 @@ impl Book {
         request: &Signed<WatchRequest>,
         now_ms: u64,
     ) -> Result<WatchRequest, Refusal> {
-        let asked = request
-            .verify_own(|asked| asked.identity)
-            .map_err(|_| Refusal::Forged)?;
+        let asked = request.check()?;
+        self.note(&asked, now_ms)?;
+        Ok(asked)
+    }
+
+    /// As [`Book::hear`], for a request that was [checked](Signed::check) already.
+    ///
+    /// # Errors
+    /// It is no node, the request was seen before, or the clocks differ too much.
+    pub fn note(&mut self, asked: &WatchRequest, now_ms: u64) -> Result<(), Refusal> {
         self.member(&asked.identity)?;
         if asked.at_ms.abs_diff(now_ms) > SKEW_MS {
             return Err(Refusal::Clock(asked.at_ms.abs_diff(now_ms) / 1000));
@@ -624,7 +631,7 @@ impl Book {
             now_ms,
             served: seen.served || asked.cursor > 0,
         };
-        Ok(asked)
+        Ok(())
     }
 
     /// What to answer who asks for changes and is in no more; `None` if he is in, or is not who he says.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::book::Refusal;
 use super::identity::{IdentityKey, Purpose, Signed};
 use super::record::{Entry, NodeRecord, Voucher};
 use super::token::Admission;
@@ -37,6 +38,17 @@ pub struct WatchRequest {
 
 impl Purpose for WatchRequest {
     const PURPOSE: &'static str = "watch";
+}
+
+impl Signed<WatchRequest> {
+    /// Who asks for what, if the signature is that node's. Looking takes longer than answering, so it is better not done while others wait.
+    ///
+    /// # Errors
+    /// Somebody else signed it.
+    pub fn check(&self) -> Result<WatchRequest, Refusal> {
+        let asked = self.verify_own(|asked| asked.identity);
+        asked.map_err(|_| Refusal::Forged)
+    }
 }
 
 /// The coordinator says to a node that it is in no more. Without its signature, nobody could say so in its name.
