@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh::coordination::{Identity, IdentityKey, Mode, overlay_v4, overlay_v6};
-use mesh::policy::{Filter, FilterGate, FilterPeer, Ports};
+use mesh::policy::{Allowance, Filter, FilterGate, FilterPeer, Ports};
 use mesh::userspace::{Directory, Member, Service, Userspace, UserspaceOptions};
 use mesh::{Engine, PeerOptions, PrivateKey, SystemClock, Tun, TunOptions, Wire, WireOptions};
 
@@ -98,7 +98,8 @@ fn member(number: u8) -> Outcome<Member> {
 fn serve_flows(number: u8) -> Outcome<()> {
     let (own, other) = (member(number)?, member(3 - number)?);
     let port = format!("tcp/{IPERF}").parse();
-    let ports: Box<[Ports]> = Box::new([port.map_err(|()| "no port")?]);
+    let port: Ports = port.map_err(|()| "no port")?;
+    let ports: Box<[Allowance]> = Box::new([port.into()]);
     let peer = FilterPeer {
         v4: other.v4,
         v6: other.v6,
