@@ -27,6 +27,8 @@ to = ["service:db"]
 PORTS = 2379, 2380, 5432
 # How long a provider is away.
 CUT = 30
+# Seconds between one write and the next: what matters is that there are some in every moment, not how many.
+PACE = 0.2
 POSTGRES = max(glob.glob("/usr/lib/postgresql/*/bin"), default="/usr/lib/postgresql/bin")
 SETTINGS = """
 unix_socket_directories = ''
@@ -131,6 +133,7 @@ class Databases:
                 return
             if once(number) is not None:
                 self.acknowledged[kind].append(number)
+            time.sleep(PACE)
 
     def goes_on(self, kind, what):
         wanted = len(self.acknowledged[kind]) + 3

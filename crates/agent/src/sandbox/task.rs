@@ -325,6 +325,7 @@ impl Task {
             SandboxState::Stopping { reason } => reason,
             _ => EndReason::FailedToStart(failure.problem.cause.clone()),
         };
+        tracing::warn!(sandbox = %id, "did not start: {}", failure.problem.cause);
         if !failure.journaled {
             // Nothing of it ever existed, so there is nothing to remember: whoever asked is told,
             // and may ask again.
@@ -336,7 +337,6 @@ impl Task {
             }
             return;
         }
-        tracing::warn!(sandbox = %id, "did not start: {}", failure.problem.cause);
         self.sandbox.set_failure(failure.problem);
         match failure.remains {
             Some(machine) => {
