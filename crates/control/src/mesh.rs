@@ -9,12 +9,14 @@
 //! | `atoll/mesh/nodes/IDENTITY`, `…/revoked/IDENTITY` | who is in, and who was put out |
 //! | `atoll/mesh/tokens/ID` | join tokens, without their secrets |
 //! | `atoll/mesh/policy` | the policy's text |
+//! | `atoll/mesh/authority` | what signs certificates of workloads: key and certificate |
 //!
 //! A step is planned from memory, written in one transaction that holds only if `turn` is what memory was read at, and then
 //! carried out in memory. Should another process have written meanwhile, memory is read anew and the step planned again; what others
 //! write is followed besides, so that nodes hear of it whichever process they ask. Machines that join at the same time are let in together (`joins`), and who
 //! waits for changes is told before anybody's next question is looked at (`news`).
 
+mod certificates;
 mod joins;
 mod news;
 
@@ -24,10 +26,11 @@ use futures::StreamExt;
 use mesh::coordination::{
     Book, BookOptions, Farewell, Identity, Plan, Refusal, Signed, WatchRequest, Write,
 };
+use mesh::workload::Authority;
 use news::News;
 use std::{sync::Arc, time::Duration};
 use store::{Condition, Operation, Outcome, Range, Revision, Store, StoreError, Transaction};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 const PREFIX: &str = "atoll/mesh/";
@@ -54,6 +57,7 @@ pub(crate) struct Coordinator {
     state: Mutex<State>,
     news: News,
     joins: joins::Queue,
+    authority: OnceCell<Authority>,
     waiting: Semaphore,
     /// Nobody is kept waiting from then on.
     stop: CancellationToken,
@@ -96,6 +100,7 @@ impl Coordinator {
         Ok(Self {
             news: News::new(state.book.head()),
             joins: joins::Queue::default(),
+            authority: OnceCell::new(),
             store,
             identity,
             state: Mutex::new(state),
@@ -329,7 +334,7 @@ async fn read(store: &Arc<dyn Store>, identity: &Identity) -> Result<State, Stor
         for entry in page.entries {
             let key = entry.key.strip_prefix(PREFIX).unwrap_or_default();
             match key {
-                "identity" => {}
+                "identity" | certificates::KEY => {}
                 "turn" => turn = Some(entry.modified),
                 _ => {
                     if !book.apply(&[Write::Put(key.to_owned(), entry.value.to_vec())]) {

@@ -80,6 +80,7 @@ mod tun;
 pub mod userspace;
 mod ways;
 mod wire;
+pub mod workload;
 
 pub use clock::{Clock, ShiftedClock, SystemClock};
 pub use engine::{Engine, EngineStatus, PathOptions, PeerOptions, PeerStatus};

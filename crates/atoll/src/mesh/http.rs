@@ -5,6 +5,7 @@ use anyhow::Context;
 use mesh::{
     coordination::{JoinAnswer, JoinRequest, NodeRecord, Signed, WatchRequest},
     node::{Heard, Link, LinkError},
+    workload::{Certificate, CertifyRequest},
 };
 use reqwest::{Response, StatusCode, Url};
 use serde::{Serialize, de::DeserializeOwned};
@@ -114,5 +115,12 @@ impl Link for Http {
             StatusCode::GONE => Heard::Farewell(understand(answer).await?),
             _ => Heard::Frame(Box::new(understand(answer).await?)),
         })
+    }
+
+    async fn certify(
+        &self,
+        request: &Signed<CertifyRequest>,
+    ) -> Result<Signed<Certificate>, LinkError> {
+        understand(self.post("/v1/mesh/certificate", request).await?).await
     }
 }

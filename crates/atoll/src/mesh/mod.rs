@@ -1,8 +1,9 @@
 //! `atoll mesh`: the private network among nodes.
 //!
 //! [`up`] runs a node. The other commands ask either the coordinator, over the public API ([`token`], [`policy`], [`nodes`], [`peer`]), or the node on
-//! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`flows`], [`netcheck`], [`serve`]).
+//! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`flows`], [`netcheck`], [`serve`], [`certificate`]).
 
+mod certificate;
 mod flows;
 mod http;
 mod metrics;
@@ -52,6 +53,7 @@ enum Command {
     Ping(ping::Arguments),
     Flows(flows::Arguments),
     Netcheck(netcheck::Arguments),
+    Certificate(certificate::Arguments),
     Token(token::Arguments),
     Policy(policy::Arguments),
     Nodes(nodes::ListArguments),
@@ -69,6 +71,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Ping(arguments) => ping::execute(arguments).await,
         Command::Flows(arguments) => flows::execute(arguments).await,
         Command::Netcheck(arguments) => netcheck::execute(arguments).await,
+        Command::Certificate(arguments) => certificate::execute(arguments).await,
         Command::Token(arguments) => token::execute(arguments).await,
         Command::Policy(arguments) => policy::execute(arguments).await,
         Command::Nodes(arguments) => nodes::list(arguments).await,

@@ -1,8 +1,10 @@
 //! What commands and the node on this machine say to each other: lines of JSON over a socket in the node's state directory, which nobody else
 //! may enter.
 
+use super::http::Http;
 use crate::failure::Failure;
 use anyhow::Context;
+use api::Secret;
 use mesh::{
     node::{FlowsCursor, FlowsStatus, Node, NodeStatus},
     userspace::Refusal,
@@ -52,6 +54,26 @@ pub(super) enum Question {
         /// Whether it is ready.
         ready: bool,
     },
+    /// For a certificate of a program on this machine.
+    Certify {
+        /// The service that it gives; the node itself, if absent.
+        service: Option<String>,
+    },
+}
+
+/// A certificate with its key.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Certified {
+    /// The SPIFFE id.
+    pub(super) id: String,
+    /// The certificate, in PEM.
+    pub(super) certificate: String,
+    /// The private key, in PEM.
+    pub(super) key: Secret,
+    /// What others are checked against, in PEM.
+    pub(super) bundle: String,
+    /// When it ends, in milliseconds since 1970.
+    pub(super) ends_ms: u64,
 }
 
 /// What it answers.
@@ -62,6 +84,8 @@ pub(super) enum Answer {
     Status(Box<NodeStatus>),
     /// Who talks to whom.
     Flows(Box<FlowsStatus>),
+    /// A certificate.
+    Certified(Box<Certified>),
     /// It is done.
     Done,
     /// A round trip took so long.
@@ -149,7 +173,7 @@ pub(super) fn listen(state: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Answers until it is dropped.
-pub(super) async fn serve(listener: UnixListener, node: Arc<Node>) {
+pub(super) async fn serve(listener: UnixListener, node: Arc<Node>, link: Arc<Http>) {
     let turns = Arc::new(Semaphore::new(CONVERSATIONS));
     let mut conversations = JoinSet::new();
     loop {
@@ -161,10 +185,10 @@ pub(super) async fn serve(listener: UnixListener, node: Arc<Node>) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let node = Arc::clone(&node);
+        let (node, link) = (Arc::clone(&node), Arc::clone(&link));
         conversations.spawn(async move {
             let mut offered = BTreeMap::new();
-            converse(stream, &node, &mut offered).await;
+            converse(stream, &node, &link, &mut offered).await;
             // Who said that they are there is not there to say so any more.
             for (service, port) in offered {
                 if let Err(error) = node.set_ready(&service, port, false) {
@@ -179,6 +203,7 @@ pub(super) async fn serve(listener: UnixListener, node: Arc<Node>) {
 async fn converse(
     stream: UnixStream,
     node: &Node,
+    link: &Http,
     offered: &mut BTreeMap<String, u16>,
 ) -> Option<()> {
     let mut stream = BufReader::new(stream);
@@ -215,6 +240,7 @@ async fn converse(
                 }
                 Err(error) => Answer::Refused(error.to_string()),
             },
+            Ok(Question::Certify { service }) => certify(node, link, service.as_deref()).await,
             Err(_) => Answer::Refused("the question is not understood".to_owned()),
         };
         let mut text = serde_json::to_vec(&answer).ok()?;
@@ -222,5 +248,18 @@ async fn converse(
         let write = stream.write_all(&text);
         // Who does not read is not waited for.
         tokio::time::timeout(DEADLINE, write).await.ok()?.ok()?;
+    }
+}
+
+async fn certify(node: &Node, link: &Http, service: Option<&str>) -> Answer {
+    match node.certify(service, link).await {
+        Ok(certified) => Answer::Certified(Box::new(Certified {
+            id: certified.certificate.id,
+            certificate: certified.certificate.certificate,
+            key: Secret::new(certified.key.as_str()),
+            bundle: certified.certificate.bundle,
+            ends_ms: certified.certificate.ends_ms,
+        })),
+        Err(error) => Answer::Refused(error.to_string()),
     }
 }

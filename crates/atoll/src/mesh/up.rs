@@ -196,7 +196,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https"));
     let url = url.context("the token names no address that could be asked")?;
-    let link = Http::new(&url)?;
+    let link = Arc::new(Http::new(&url)?);
     let mut endpoints = arguments.endpoints;
     if endpoints.is_empty() {
         let url = url.clone();
@@ -229,12 +229,16 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
             tls_optional: arguments.relay_tls.is_none(),
         }),
     };
-    let start = Node::start(state, token.as_ref(), options, &link);
+    let start = Node::start(state, token.as_ref(), options, &*link);
     let node = tokio::select! {
         node = start => Arc::new(node.map_err(explain)?),
         _ = signals.stop() => return Ok(0),
     };
-    let serving = tokio::spawn(talk::serve(talk::listen(&directory)?, node.clone()));
+    let serving = tokio::spawn(talk::serve(
+        talk::listen(&directory)?,
+        node.clone(),
+        link.clone(),
+    ));
     let status = node.status();
     let address = status.home;
     if let Some(at) = status.dns.first().filter(|at| at.port() != 53) {
@@ -255,7 +259,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     }
     style::to_stdout(&format!("up {}.{} {address}\n", status.name, status.domain))?;
     let ended = tokio::select! {
-        ended = node.follow(&link) => Some(ended),
+        ended = node.follow(&*link) => Some(ended),
         _ = signals.stop() => None,
     };
     serving.abort();

@@ -23,6 +23,7 @@ use mesh::coordination::{
     Book, JoinAnswer, JoinRequest, MemberStatus, NewToken, NodeRecord, Signed, TokenStatus,
     WatchRequest,
 };
+use mesh::workload::{Certificate, CertifyRequest};
 use std::sync::Arc;
 
 /// Make a join token of the mesh (admin keys only)
@@ -209,6 +210,20 @@ pub(super) async fn watch(
             .into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })
+}
+
+/// Ask for a certificate of a program (for nodes: a signed request)
+#[utoipa::path(
+    post, path = "/v1/mesh/certificate", operation_id = "certifyMeshWorkload", tag = "mesh", security(()),
+    request_body = Object,
+    responses((status = 200, body = Object, description = "the certificate, signed"),
+        (status = "4XX", body = ProblemBody)),
+)]
+pub(super) async fn certify(
+    State(plane): State<Arc<Plane>>,
+    Json(request, _): Json<Signed<CertifyRequest>>,
+) -> Answer<Body<Signed<Certificate>>> {
+    Ok(Body(plane.mesh.certify(&request).await?))
 }
 
 /// A frame as a body: the same memory for all who get it.

@@ -94,6 +94,7 @@ fn assembled() -> OpenApiRouter<Arc<Plane>> {
         .routes(routes!(mesh::join))
         .routes(routes!(mesh::update))
         .routes(routes!(mesh::watch))
+        .routes(routes!(mesh::certify))
 }
 
 /// The OpenAPI document of the public API, as `docs/openapi.json` holds it and

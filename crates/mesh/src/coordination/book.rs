@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Identity, IdentityKey, Signed};
+use super::identity::{Identity, IdentityKey, Purpose, Signed};
 use super::message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
 use super::record::{Entry, Mode, NodeRecord, Voucher, label, overlay_v4, overlay_v6};
 use super::token::{NewToken, Token, TokenStatus, show_id, signer};
 use crate::key::PublicKey;
-use crate::policy::{Mistake, Policy};
+use crate::policy::{self, Mistake, Policy};
+use crate::workload::{Certifiable, CertifyRequest, Holder};
 
 /// How far a node's clock may be from the coordinator's.
 const SKEW_MS: u64 = 15 * 60 * 1000;
@@ -593,6 +594,58 @@ impl Book {
     /// The policy's text.
     pub fn policy(&self) -> Option<&str> {
         self.policy.as_deref()
+    }
+
+    /// What may be certified of what a node asks for.
+    ///
+    /// # Errors
+    /// It is no node, its clock differs too much, or policy does not have it give the service.
+    pub fn holder(
+        &self,
+        request: &Signed<CertifyRequest>,
+        now_ms: u64,
+    ) -> Result<Certifiable, Refusal> {
+        let asked = request.verify_own(|asked| asked.identity);
+        let asked = asked.map_err(|_| Refusal::Forged)?;
+        let voucher = &self.member(&asked.identity)?.voucher;
+        if asked.at_ms.abs_diff(now_ms) > SKEW_MS {
+            return Err(Refusal::Clock(asked.at_ms.abs_diff(now_ms) / 1000));
+        }
+        let point = asked.point().ok_or(Refusal::Forged)?;
+        let policy = match &self.policy {
+            // It was parsed when it was taken.
+            Some(text) => Policy::parse(text).map_err(Refusal::Policy)?,
+            None => Policy::none(),
+        };
+        if let Some(name) = &asked.service {
+            let subject = policy::Subject {
+                name: Some(&voucher.name),
+                tags: &voucher.tags,
+            };
+            let service = policy.services().get(name);
+            if !service.is_some_and(|service| policy.serves(service, subject)) {
+                return Err(Refusal::Invalid(format!(
+                    "the policy does not name this node for the service {name:?}"
+                )));
+            }
+        }
+        let holder = Holder {
+            domain: policy.domain().to_owned(),
+            node: voucher.name.clone(),
+            service: asked.service,
+            addresses: vec![voucher.v4.into(), voucher.v6.into()],
+        };
+        Ok(Certifiable {
+            identity: asked.identity,
+            key: asked.key,
+            holder,
+            point,
+        })
+    }
+
+    /// Signs an answer to a node.
+    pub fn sign<T: Purpose + Serialize>(&self, answer: &T) -> Signed<T> {
+        self.identity.sign(answer)
     }
 
     /// Checks who asks for changes, and notes that the node lives. The answer is its cursor.

@@ -5,6 +5,7 @@ use std::future::Future;
 use crate::coordination::{
     Farewell, Frame, JoinAnswer, JoinRequest, NodeRecord, Signed, WatchRequest,
 };
+use crate::workload::{Certificate, CertifyRequest};
 
 /// Why the coordinator did not do what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,4 +49,12 @@ pub trait Link: Send + Sync {
         &self,
         request: &Signed<WatchRequest>,
     ) -> impl Future<Output = Result<Heard, LinkError>> + Send;
+
+    /// Asks for a certificate. One that carries none refuses.
+    fn certify(
+        &self,
+        _request: &Signed<CertifyRequest>,
+    ) -> impl Future<Output = Result<Signed<Certificate>, LinkError>> + Send {
+        async { Err(LinkError::Refused("it makes no certificates".to_owned())) }
+    }
 }

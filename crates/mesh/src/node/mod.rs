@@ -13,6 +13,7 @@
 //! Absent: HTTP; a decision about who may speak to whom ([`crate::policy`]); a data plane that waits for a coordinator.
 
 mod carriers;
+mod certificates;
 mod current;
 mod flows;
 mod link;
@@ -30,6 +31,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use carriers::device_allowed;
 use carriers::{Carriers, Sockets};
+pub use certificates::CertifyError;
 use current::Current;
 pub use flows::{Began, FlowSummary, FlowsCursor, FlowsStatus};
 pub use link::{Heard, Link, LinkError};
