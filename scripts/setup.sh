@@ -76,6 +76,8 @@ for purpose in "${@:-build}"; do
       need curl curl
       need etcd etcd-server
       need etcdctl etcd-client
+      need redis-server redis-server
+      need redis-cli redis-tools
       compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || packages+=(postgresql)
       ;;
     bench)

@@ -1,4 +1,4 @@
-"""A real etcd and a real PostgreSQL across three providers behind NATs, in each of the three modes: by names, through a cut and a death."""
+"""A real etcd, PostgreSQL and Redis across three providers behind NATs, in each of the three modes: by names, through a cut and a death."""
 
 import glob
 import os
@@ -18,15 +18,17 @@ relays = ["tag:relay"]
 
 [services.db]
 nodes = ["tag:db"]
-ports = ["tcp/2379", "tcp/2380", "tcp/5432"]
+ports = ["tcp/2379", "tcp/2380", "tcp/5432", "tcp/6379", "tcp/16379"]
 
 [[allow]]
 from = ["tag:db"]
 to = ["service:db"]
 """
-PORTS = 2379, 2380, 5432
+PORTS = 2379, 2380, 5432, 6379, 16379
 # How long a provider is away.
 CUT = 30
+# Enough that each of three members has some.
+KEYS = [f"key-{number}" for number in range(12)]
 # Seconds between one write and the next: what matters is that there are some in every moment, not how many.
 PACE = 0.2
 POSTGRES = max(glob.glob("/usr/lib/postgresql/*/bin"), default="/usr/lib/postgresql/bin")
@@ -43,14 +45,14 @@ fsync = off
 
 
 class Databases:
-    """Three machines with an etcd each; PostgreSQL at the first, its replica at the second; the third writes."""
+    """Three machines with an etcd and a Redis each; PostgreSQL at the first, its replica at the second; the third writes."""
 
     def __init__(self, world, mode):
         self.world, self.mode = world, mode
         world.set_policy(POLICY)
         world.start_relay(0, world.token("--tags", "relay"))
         token = world.token("--tags", "db", "--reuse")
-        self.nodes, self.addresses, self.etcds, self.postgres = {}, {}, {}, {}
+        self.nodes, self.addresses, self.etcds, self.postgres, self.redis = {}, {}, {}, {}, {}
         for number in 1, 2, 3:
             self.nodes[number], self.addresses[number] = world.join(number, token)
         world.wait_for_relays(1, 2, 3)
@@ -84,6 +86,39 @@ class Databases:
                 words += [f"--listen-{kind}-urls", f"http://{address}:{port}"]
                 words += [advertise, f"http://{name}.mesh.internal:{port}"]
             self.etcds[number] = world.run_in_background(number, f"etcd-{number}", *words, "--initial-cluster", cluster)
+
+    def start_redis(self):
+        """A cluster of three that share the keys, and tell each other their addresses."""
+        world = self.world
+        for number, address in self.addresses.items():
+            folder = os.path.join(world.home(number), "redis")
+            world.spaces[number].run("mkdir", folder)
+            words = ["redis-server", "--port", "6379", "--bind", address, "--dir", folder, "--logfile", f"{folder}/log"]
+            words += ["--protected-mode", "no", "--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--save", ""]
+            self.redis[number] = world.run_in_background(number, f"redis-{number}", *words)
+        for number in self.nodes:
+            wait_until(lambda n=number: self.redis_cli(3, n, "ping") == "PONG", PATIENCE, "Redis answers by its name")
+        members = [f"{address}:6379" for address in self.addresses.values()]
+        create = ["redis-cli", "--cluster", "create", *members, "--cluster-yes"]
+        wait_until(lambda: world.spaces[3].run(*create, check=False).returncode == 0, PATIENCE, "Redis forms a cluster")
+        self.redis_agrees()
+        for key in KEYS:
+            assert self.redis_cli(3, 1, "set", key, f"value of {key}") == "OK"
+
+    def redis_cli(self, number, to, *words):
+        """Goes on to whoever has the key."""
+        ask = ["timeout", "10", "redis-cli", "-c", "-h", f"node-{to}.mesh.internal", *words]
+        return self.world.spaces[number].run(*ask, check=False).stdout.strip()
+
+    def redis_agrees(self):
+        """Each member sees all others, and a copy of no key is missing."""
+
+        def agree(number):
+            said = self.redis_cli(number, number, "cluster", "info")
+            return "cluster_state:ok" in said and "cluster_slots_ok:16384" in said and "cluster_known_nodes:3" in said
+
+        for number in self.nodes:
+            wait_until(lambda n=number: agree(n), PATIENCE, f"{self.mode}: Redis at node {number} sees all others")
 
     def etcdctl(self, number, to, *words):
         ask = ["etcdctl", f"--endpoints=http://node-{to}.mesh.internal:2379", "--command-timeout=5s", *words]
@@ -147,6 +182,7 @@ class Databases:
     def scenario(self):
         self.start_etcds()
         self.start_postgres()
+        self.start_redis()
         wait_until(lambda: self.etcdctl(3, 1, "put", "first", "0"), 2 * PATIENCE, "etcd has a leader")
         self.writing.set()
         to = {"etcd": 3, "postgres": 1}
@@ -181,11 +217,14 @@ class Databases:
         self.world.cut_off(2, back=True)
         for kind in self.acknowledged:
             self.goes_on(kind, "when the provider is back")
+        self.redis_agrees()
+        for key in KEYS:
+            assert self.redis_cli(2, 3, "get", key) == f"value of {key}", self.mode
 
     def death(self, to):
         """The first provider dies with all that it has. The replica takes over."""
         self.world.cut_off(1)
-        for process in self.nodes[1], self.etcds[1], self.postgres[1]:
+        for process in self.nodes[1], self.etcds[1], self.postgres[1], self.redis[1]:
             kill(process)
         self.goes_on("etcd", "when a provider is dead")
         assert self.psql(3, 2, "select pg_promote()") is not None
@@ -211,7 +250,7 @@ def run(mode, folder, data):
         world.end()
 
 
-def test_etcd_and_postgresql_lose_nothing_in_any_of_the_three_modes():
+def test_etcd_postgresql_and_redis_lose_nothing_in_any_of_the_three_modes():
     modes = "tun", "userns", "userspace"
     # Below /tmp, where everybody may enter.
     folders = [tempfile.mkdtemp(prefix=f"atoll-mesh-{mode}-") for mode in modes]
