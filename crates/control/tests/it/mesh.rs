@@ -271,7 +271,12 @@ async fn only_administrators_ask_for_what_is_theirs() {
         }
     }
     // Nor do nodes get in by nonsense.
-    for path in ["/v1/mesh/join", "/v1/mesh/record", "/v1/mesh/watch"] {
+    for path in [
+        "/v1/mesh/join",
+        "/v1/mesh/record",
+        "/v1/mesh/watch",
+        "/v1/mesh/certificate",
+    ] {
         for body in [json!({}), json!({"body": "{}", "signature": "AAAA"})] {
             let answer = plane.call("POST", path, "", Some(body)).await;
             assert!(matches!(answer.status.as_u16(), 400 | 401), "{answer:?}");
