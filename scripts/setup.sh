@@ -36,6 +36,7 @@ need_to_run() {
   need mmdebstrap mmdebstrap
   need qemu-system-x86_64 qemu-system-x86
   need mkfs.erofs erofs-utils
+  need xz xz-utils
   python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
   [ "$(id -u)" = 0 ] || problems+=("this is not root: sandboxes need namespaces and mounts; use sudo")
 }
@@ -65,6 +66,9 @@ for purpose in "${@:-build}"; do
       need_to_run
       need_to_lint
       need ip iproute2
+      need sysctl procps
+      # What templates are pulled from.
+      need docker-registry docker-registry
       # What the fleet's power drivers are held against.
       need ipmitool ipmitool
       need openssl openssl
