@@ -14,6 +14,10 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// After how long without a failure it is forgotten how often it was put aside.
 const FORGET: Duration = Duration::from_secs(120);
 
+/// How often who is well is probed, and how soon again who failed once.
+const PROBE: Duration = Duration::from_secs(3);
+const PROBE_AGAIN: Duration = Duration::from_millis(500);
+
 /// How a connection or a probe failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
@@ -116,6 +120,19 @@ impl Evidence {
             None if self.succeeded.is_some() => State::Well,
             None => State::Unknown,
         }
+    }
+
+    /// When it should be probed next; `None` for now.
+    pub fn next_probe(&self, now: Instant) -> Option<Instant> {
+        let last = self.last()?;
+        let at = match self.state(now) {
+            State::Unknown | State::Trial => return None,
+            State::Ejected => self.until?,
+            State::Well => last + PROBE,
+            State::Suspect if self.overtaken && self.failures == 0 => return None,
+            State::Suspect => last + PROBE_AGAIN,
+        };
+        Some(at).filter(|at| *at > now)
     }
 
     /// Until when it is put aside, if it is.

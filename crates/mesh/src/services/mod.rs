@@ -18,14 +18,18 @@
 //!   more likely this node or its network that is ill, and what is left would be overrun: then evidence counts nothing and all are used (*panic*).
 //! - *What a node says of itself* stands: who is not ready gets nothing, unless nobody is ready.
 //!
+//! On a machine with a device, [`Redirects`] lead what programs send to a service's address to the door for it.
+//!
 //! Absent: sockets ([`crate::userspace`]), a clock, the coordinator. Nothing here is told to others.
 
 mod distance;
 mod evidence;
 mod order;
+mod redirect;
 #[cfg(test)]
 mod tests;
 
 pub use distance::Class;
 pub use evidence::{Evidence, Failure, State};
 pub use order::{Candidate, Choice, Order, Reason, order};
+pub use redirect::Redirects;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::service::ServiceEntry;
 use crate::coordination::{IdentityKey, Known, Mode, View, Voucher};
 use crate::key::PublicKey;
 use crate::policy::{Policy, Subject};
@@ -69,11 +70,12 @@ fn usable(at: &SocketAddr) -> bool {
 /// Everybody in the mesh, and this node. It does not change: another takes its place.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    own: Arc<Member>,
+    pub(super) own: Arc<Member>,
     domain: String,
     identities: HashMap<IdentityKey, Arc<Member>>,
     addresses: HashMap<IpAddr, Arc<Member>>,
     names: HashMap<String, Vec<Arc<Member>>>,
+    pub(super) services: BTreeMap<String, Arc<ServiceEntry>>,
 }
 
 impl Directory {
@@ -92,6 +94,7 @@ impl Directory {
             identities: HashMap::new(),
             addresses: HashMap::new(),
             names: HashMap::new(),
+            services: BTreeMap::new(),
         };
         // This node last, so that nobody stands in its place.
         for member in others.into_iter().map(Arc::new).chain([own]) {
@@ -169,7 +172,9 @@ impl Directory {
             .nodes()
             .filter(|known| known.voucher.identity != me.identity)
             .map(member);
-        Self::new(policy.domain(), own, others, services)
+        let mut directory = Self::new(policy.domain(), own, others, services);
+        directory.offer(view, policy, me);
+        directory
     }
 
     /// This node.
@@ -201,13 +206,18 @@ impl Directory {
                 .map(std::slice::from_ref)
                 .unwrap_or_default();
         }
+        let found = self.names.get(&self.short(host));
+        found.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// A name without the domain, in lower case.
+    pub(super) fn short(&self, host: &str) -> String {
         let host = host.to_ascii_lowercase();
         let host = host.strip_suffix('.').unwrap_or(&host);
         let short = host
             .strip_suffix(&self.domain)
             .and_then(|rest| rest.strip_suffix('.'));
-        let found = self.names.get(short.unwrap_or(host));
-        found.map(Vec::as_slice).unwrap_or_default()
+        short.unwrap_or(host).to_owned()
     }
 }
 
