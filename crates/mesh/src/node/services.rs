@@ -115,10 +115,15 @@ impl Node {
     ) -> ServicePort {
         let view = self.carriers.flows().service(service, protocol, port);
         let at = service.address.map(|at| SocketAddr::from((at, port)));
+        let used = !view.endpoints.is_empty();
         ServicePort {
             protocol: protocol.to_string(),
             port,
-            door: protocol == Protocol::Tcp && at.is_some_and(|at| doors.contains(&at)),
+            // Those for UDP are there whenever they should be.
+            door: match protocol {
+                Protocol::Tcp => at.is_some_and(|at| doors.contains(&at)),
+                Protocol::Udp => at.is_some() && self.said.mode.is_tun() && used,
+            },
             used_seconds: view.used.map(|time| time.as_secs()),
             panic: view.panic,
             endpoints: view.endpoints.into_iter().map(Into::into).collect(),

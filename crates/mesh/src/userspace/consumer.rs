@@ -35,8 +35,8 @@ const HEAD_START: Duration = Duration::from_millis(400);
 const MOST_REMEMBERED: usize = 8192;
 const MOST_USED: usize = 1024;
 
-/// A node at a TCP port.
-pub(super) type Place = (IdentityKey, u16);
+/// A node at a port.
+pub(super) type Place = (IdentityKey, Protocol, u16);
 
 /// A flow, and under which rule.
 pub(super) type Opened = (Far, Option<Rule>);
@@ -144,7 +144,7 @@ impl Consumer {
     pub(super) fn sweep(&self, directory: &Directory, longest: Duration) -> Vec<(String, u16)> {
         let mut seen = self.seen();
         seen.evidence
-            .retain(|(identity, _), _| directory.by_identity(identity).is_some());
+            .retain(|(identity, _, _), _| directory.by_identity(identity).is_some());
         seen.used.retain(|_, at| at.elapsed() < longest);
         seen.used.keys().cloned().collect()
     }
@@ -172,13 +172,48 @@ impl Consumer {
                 let candidate = Candidate {
                     here: identity == own,
                     ready: endpoint.ready,
-                    evidence: seen.evidence.get(&(identity, port)).unwrap_or(&unknown),
+                    evidence: seen
+                        .evidence
+                        .get(&(identity, protocol, port))
+                        .unwrap_or(&unknown),
                 };
                 (Arc::clone(&endpoint.member), candidate)
             })
             .unzip();
         let order = order(&candidates, Instant::now(), random);
         (members, order)
+    }
+
+    /// The order for one connection.
+    ///
+    /// # Errors
+    /// The kernel gives no random numbers.
+    fn drawn(
+        &self,
+        core: &Core,
+        service: &ServiceEntry,
+        port: (Protocol, u16),
+    ) -> Result<(Vec<Arc<Member>>, Order), Refusal> {
+        let random = crate::key::random().map_err(|_| Refusal::Busy)?;
+        let random = u64::from_le_bytes(random.first_chunk().copied().unwrap_or_default());
+        let (directory, filter) = (core.directory(), core.filter());
+        Ok(self.order(&directory, &filter, service, port, random))
+    }
+
+    /// The endpoints for what has no connections, in the order in which they are tried.
+    pub(super) fn for_datagrams(
+        &self,
+        core: &Core,
+        service: &ServiceEntry,
+        port: u16,
+    ) -> Vec<Arc<Member>> {
+        let Ok((members, order)) = self.drawn(core, service, (Protocol::Udp, port)) else {
+            return Vec::new();
+        };
+        let choices = order.choices.iter().take(TRIES);
+        choices
+            .filter_map(|choice| members.get(choice.at).cloned())
+            .collect()
     }
 
     /// What is known of a service's port.
@@ -196,7 +231,7 @@ impl Consumer {
         let all = order.choices.iter().chain(&order.left_out);
         let endpoints = all.filter_map(|choice| {
             let member = Arc::clone(members.get(choice.at)?);
-            let evidence = seen.evidence.get(&(member.identity, port));
+            let evidence = seen.evidence.get(&(member.identity, protocol, port));
             let evidence = evidence.unwrap_or(&unknown);
             let (failures, last) = evidence.failures();
             Some(EndpointView {
@@ -280,15 +315,7 @@ pub(super) async fn reach(
     port: u16,
 ) -> Result<Opened, Refusal> {
     let consumer = &core.consumer;
-    let random = crate::key::random().map_err(|_| Refusal::Busy)?;
-    let random = u64::from_le_bytes(random.first_chunk().copied().unwrap_or_default());
-    let (members, order) = consumer.order(
-        &core.directory(),
-        &core.filter(),
-        service,
-        (Protocol::Tcp, port),
-        random,
-    );
+    let (members, order) = consumer.drawn(core, service, (Protocol::Tcp, port))?;
     if members.is_empty() {
         return Err(Refusal::Denied);
     }
@@ -305,7 +332,7 @@ pub(super) async fn reach(
         loop {
             let mut head_start = None;
             if let Some(member) = queue.next() {
-                let place = (member.identity, port);
+                let place = (member.identity, Protocol::Tcp, port);
                 running.push(place);
                 head_start = Some(HEAD_START.max(consumer.patience(&place)));
                 let (core, member) = (Arc::clone(core), Arc::clone(member));

@@ -73,6 +73,7 @@ mod links;
 mod probes;
 mod proxy;
 mod service;
+mod service_datagrams;
 pub mod socks;
 #[cfg(test)]
 mod tests;
@@ -262,7 +263,7 @@ pub struct UserspaceStatus {
     pub sent: u64,
     /// Bytes carried from other nodes to sockets of this machine.
     pub received: u64,
-    /// Doors to services that are open, by the services' own addresses.
+    /// Doors to services that are open for TCP, by the services' own addresses.
     pub service_doors: Vec<SocketAddr>,
     /// Doors to nodes that are open.
     pub doors: Vec<SocketAddr>,
@@ -410,6 +411,9 @@ impl Userspace {
             core.spawn(proxy::serve(Arc::clone(&core), listener, credentials));
         }
         core.spawn(probes::keep(Arc::clone(&core)));
+        if let Some(redirects) = options.redirects.clone().filter(|_| options.doors) {
+            core.spawn(service_datagrams::keep(Arc::clone(&core), redirects));
+        }
         let doors = Arc::new(Doors::new(options.door_ports, options.redirects));
         if options.doors {
             core.spawn(Arc::clone(&doors).keep(Arc::clone(&core)));

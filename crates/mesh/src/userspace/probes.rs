@@ -86,7 +86,7 @@ fn due(core: &Core) -> Vec<(Place, Arc<Member>, Option<Instant>)> {
             .view(&directory, &filter, service, (Protocol::Tcp, port));
         let probed = view.endpoints.into_iter().filter(|endpoint| endpoint.ready);
         for endpoint in probed.take(PROBED) {
-            let place = (endpoint.member.identity, port);
+            let place = (endpoint.member.identity, Protocol::Tcp, port);
             let at = core.consumer.next_probe(&place, now);
             all.push((place, endpoint.member, at));
         }
@@ -95,7 +95,7 @@ fn due(core: &Core) -> Vec<(Place, Arc<Member>, Option<Instant>)> {
 }
 
 async fn probe(core: &Arc<Core>, member: &Arc<Member>, place: Place) {
-    match timeout(PATIENCE, open(core, member, place.1)).await {
+    match timeout(PATIENCE, open(core, member, place.2)).await {
         Ok(Ok(((mut far, _), round_trip))) => {
             core.consumer.succeeded(place, round_trip);
             // Closed in order where that is possible; a flow is reset, so that its other end is rid of it at once.

@@ -167,7 +167,13 @@ impl Directory {
     ) -> impl Iterator<Item = &'a Endpoint> {
         service.endpoints.iter().filter(move |endpoint| {
             let member = &endpoint.member;
-            if member.identity == self.own.identity {
+            let is_own = member.identity == self.own.identity;
+            // What carries UDP to nodes without a device has to be let through here, and in `carries`.
+            let tunnel = self.own.mode.is_tun() && member.mode.is_tun();
+            if protocol == Protocol::Udp && !is_own && !tunnel {
+                return false;
+            }
+            if is_own {
                 return service.own.contains(&(protocol, port));
             }
             let flow = Flow {
@@ -227,6 +233,6 @@ impl Directory {
 
     /// Whether doors to services carry this protocol here.
     pub(super) fn carries(&self, protocol: Protocol) -> bool {
-        protocol == Protocol::Tcp
+        protocol == Protocol::Tcp || self.own.mode.is_tun()
     }
 }

@@ -16,7 +16,7 @@ use mesh::coordination::{
 use mesh::node::{Heard, Link, LinkError, Node, NodeOptions, ServiceEndpoint, State};
 use mesh::services::{Class, State as Health};
 
-use crate::lab::{run, wait_for};
+use crate::lab::{PATIENCE, pattern, run, wait_for};
 
 const POLICY: &str = r#"
 [services.db]
@@ -375,4 +375,127 @@ fn with_a_device_a_door_takes_no_port_from_servers_that_listen_everywhere() {
     assert_eq!(one.who(SERVICE).as_deref(), Some("one"));
     assert_eq!(app.who(Ipv4Addr::LOCALHOST).as_deref(), Some("own"));
     assert_eq!(app.who(one.node().home()).as_deref(), Some("one"));
+}
+
+/// A server of UDP that repeats what it is told, with its name before it.
+fn repeater(machine: &Machine, word: &'static str) -> Server {
+    let home = machine.node().home();
+    let bind = || Ok(std::net::UdpSocket::bind((home, PORT)));
+    let socket = machine.space.within(bind).unwrap().unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = Arc::clone(&stop);
+    let thread = std::thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        while !stopping.load(Ordering::Relaxed) {
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let answer = [word.as_bytes(), &buffer[..length]].concat();
+                let _ = socket.send_to(&answer, from);
+            }
+        }
+    });
+    Server {
+        stop,
+        thread: Some(thread),
+    }
+}
+
+#[test]
+fn datagrams_to_the_address_reach_a_node_and_another_when_nobody_listens_there() {
+    let (coordinator, hub) = (Coordinator::new(), Hub::new());
+    let with_udp = POLICY.replace("[\"tcp/5432\"]", "[\"tcp/5432\", \"udp/5432\"]");
+    coordinator.step(|book| book.set_policy(&with_udp)).unwrap();
+    let app = hub.machine(1, Mode::Tun, &coordinator, "app");
+    let one = hub.machine(2, Mode::Tun, &coordinator, "db");
+    let two = hub.machine(3, Mode::Tun, &coordinator, "db");
+    let first = repeater(&one, "one ");
+    let _second = repeater(&two, "two ");
+    for machine in [&app, &one] {
+        wait_for("the doors", || {
+            let services = machine.node().services();
+            let ports = &services.first()?.ports;
+            let open = ports.len() == 2
+                && ports
+                    .iter()
+                    .all(|port| port.door && port.endpoints.len() == 2);
+            (open && services[0].named).then_some(())
+        });
+    }
+    let client = |machine: &Machine| {
+        let home = machine.node().home();
+        let bind = || Ok(std::net::UdpSocket::bind((home, 0)));
+        let socket = machine.space.within(bind).unwrap().unwrap();
+        socket.connect((SERVICE, PORT)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        socket
+    };
+    let ask = |socket: &std::net::UdpSocket| {
+        wait_for("an answer", || {
+            socket.send(b"hello").unwrap();
+            let mut buffer = [0; 2000];
+            let length = socket.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        })
+    };
+    // Who gives it uses its own; a flow stays where it is, and flows are spread.
+    assert_eq!(ask(&client(&one)), "one hello");
+    let clients: Vec<_> = (0..24).map(|_| client(&app)).collect();
+    let answers: Vec<_> = clients.iter().map(ask).collect();
+    for (client, answer) in clients.iter().zip(&answers) {
+        assert_eq!(ask(client), *answer);
+    }
+    let both: BTreeSet<_> = answers.iter().map(String::as_str).collect();
+    assert_eq!(both, BTreeSet::from(["one hello", "two hello"]));
+    // The server dies: its flows go on with the other.
+    drop(first);
+    for client in &clients {
+        wait_for("the other's answer", || {
+            (ask(client) == "two hello").then_some(())
+        });
+    }
+}
+
+#[test]
+fn megabytes_over_the_address_arrive_whole() {
+    let (coordinator, hub) = (Coordinator::new(), Hub::new());
+    let app = hub.machine(1, Mode::Tun, &coordinator, "app");
+    let one = hub.machine(2, Mode::Tun, &coordinator, "db");
+    let home = one.node().home();
+    let bind = || Ok(TcpListener::bind((home, PORT)));
+    let listener = one.space.within(bind).unwrap().unwrap();
+    // Repeats what it hears; probes say nothing.
+    let server = std::thread::spawn(move || {
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut answers = stream.try_clone().unwrap();
+            if std::io::copy(&mut stream, &mut answers).is_ok_and(|bytes| bytes > 0) {
+                return;
+            }
+        }
+    });
+    wait_for("the door", || {
+        let services = app.node().services();
+        let port = services.first()?.ports.first()?.clone();
+        (port.door && !port.endpoints.is_empty()).then_some(())
+    });
+    let place = SocketAddr::from((SERVICE, PORT));
+    let connect = || Ok(TcpStream::connect_timeout(&place, PATIENCE));
+    let mut stream = app.space.within(connect).unwrap().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // More than the kernel keeps, so that it passes large packets.
+    let sent = pattern(8 << 20, 7);
+    let (expected, mut out) = (sent.clone(), stream.try_clone().unwrap());
+    let sending = std::thread::spawn(move || {
+        out.write_all(&sent).unwrap();
+        out.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    assert!(received == expected, "{} bytes", received.len());
+    sending.join().unwrap();
+    server.join().unwrap();
 }
