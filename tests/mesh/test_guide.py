@@ -159,8 +159,9 @@ def test_the_guide_leads_to_a_replicated_database(guide):
         else:
             # What the last command prints, once the replica has caught up.
             wait_until(lambda: guide.shell(*last) == text, PATIENCE, f"{last} prints {text!r}")
-    # The service's name leads to both, and neither is seen from the internet.
-    found = guide.shell("db-2", "dig +short @100.64.0.3 db.mesh.internal").split()
+    # The service's name leads to its address and another one to both nodes, and neither is seen from the internet.
+    assert guide.shell("db-2", "dig +short @100.64.0.3 db.mesh.internal").split() == ["100.127.0.1"]
+    found = guide.shell("db-2", "dig +short @100.64.0.3 all.db.mesh.internal").split()
     assert sorted(found) == ["100.64.0.2", "100.64.0.3"]
     for number in 1, 2:
         knock = ["timeout", "0.5", "bash", "-c", f"exec 3<>/dev/tcp/203.0.{number}.2/5432"]

@@ -111,16 +111,18 @@ def test_nodes_reach_each_other_by_name_and_nothing_else_does(world):
     assert world.status(1)["denied_outbound"] > 0 and world.status(2)["denied_outbound"] > 0
     assert world.peer(3, "node-2")["allowed"] is False
 
-    # The service's name leads to those that are ready.
+    # The service has an address of its own, and a name for its nodes that leads to those that are ready.
     both = sorted([shop, other])
-    assert sorted(world.look_up(1, web, "shop.mesh.internal")) == both
+    assert world.look_up(1, web, "shop.mesh.internal") == ["100.127.0.1"]
+    assert sorted(world.look_up(1, web, "all.shop.mesh.internal")) == both
     words = [BINARY, "mesh", "serve", "shop", "--port", "8080", "--state", world.state(3)]
     serving, line = world.start(3, "serve", *words)
     assert line == "not ready\n"
-    wait_until(lambda: world.look_up(1, web, "shop.mesh.internal") == [shop], PATIENCE, "node 3 is left out")
+    wait_until(lambda: world.look_up(1, web, "all.shop.mesh.internal") == [shop], PATIENCE, "node 3 is left out")
     world.start(3, "counter", "python3", "-u", "-c", COUNTER, "8080")
     assert serving.stdout.readline() == b"ready\n"
-    wait_until(lambda: sorted(world.look_up(1, web, "shop.mesh.internal")) == both, PATIENCE, "node 3 is back")
+    wait_until(lambda: sorted(world.look_up(1, web, "all.shop.mesh.internal")) == both, PATIENCE, "node 3 is back")
+    assert world.knocks(1, "100.127.0.1", 8080)
 
     # Connections go on without the coordinator, and so does one to a node that is killed and started without it.
     flow = Flow(world, 1, shop)

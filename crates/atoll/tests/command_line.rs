@@ -70,6 +70,7 @@ fn help() {
         &["mesh", "peers"],
         &["mesh", "ping"],
         &["mesh", "flows"],
+        &["mesh", "services"],
         &["mesh", "netcheck"],
         &["mesh", "token"],
         &["mesh", "token", "create"],

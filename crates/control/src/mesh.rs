@@ -10,6 +10,7 @@
 //! | `atoll/mesh/tokens/ID` | join tokens, without their secrets |
 //! | `atoll/mesh/policy` | the policy's text |
 //! | `atoll/mesh/authority` | what signs certificates of workloads: key and certificate |
+//! | `atoll/mesh/services` | the numbers of its services, from which their addresses follow |
 //!
 //! A step is planned from memory, written in one transaction that holds only if `turn` is what memory was read at, and then
 //! carried out in memory. Should another process have written meanwhile, memory is read anew and the step planned again; what others
@@ -289,9 +290,15 @@ impl Coordinator {
         }
     }
 
-    /// Forgets ephemeral nodes that vanished.
+    /// Forgets ephemeral nodes that vanished, and gives services of a policy that an older version took their addresses.
     pub(crate) async fn sweep(&self) {
         let now = now_ms();
+        let settled = || Refusal::Unknown("service");
+        if self.look(|book| book.settle().is_some()).await
+            && let Err(problem) = self.step(|book| book.settle().ok_or_else(settled)).await
+        {
+            tracing::warn!("services have no addresses yet: {}", problem.cause);
+        }
         // One that nobody has is no mistake: it means that there is nothing to sweep.
         let nothing = || Refusal::Unknown("node");
         while self.look(|book| book.sweep(now).is_some()).await {

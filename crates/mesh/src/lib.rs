@@ -25,7 +25,7 @@
 //! Its pings are shorter under load as it carries a sixth of the traffic. With other work on the machine, this one's single
 //! stream went down to 1.2 Gb/s and the ratios lay between 3.8 and 7.3. `make bench-mesh` measures this and more; `bench/README.md` has the figures.
 //!
-//! Around it stand [`coordination`] (who belongs to the mesh), [`policy`] (what may pass), [`names`] (DNS), [`flows`] (who talked to
+//! Around it stand [`coordination`] (who belongs to the mesh), [`policy`] (what may pass), [`names`] (DNS), [`services`] (which endpoint is tried), [`flows`] (who talked to
 //! whom) and [`node`], which puts them together. None of them is needed by the engine, which only asks a [`policy::Gate`] if it is given one.
 //!
 //! Start reading at [`engine`] and [`relay`]; then `crypto` for what the core must do, `offload` for cutting and joining
@@ -76,6 +76,7 @@ pub mod path;
 pub mod policy;
 mod prefix;
 pub mod relay;
+pub mod services;
 mod tun;
 pub mod userspace;
 mod ways;

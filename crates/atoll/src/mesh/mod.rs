@@ -1,7 +1,8 @@
 //! `atoll mesh`: the private network among nodes.
 //!
 //! [`up`] runs a node. The other commands ask either the coordinator, over the public API ([`token`], [`policy`], [`nodes`], [`peer`]), or the node on
-//! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`flows`], [`netcheck`], [`serve`], [`certificate`]).
+//! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`flows`], [`services`], [`netcheck`],
+//! [`serve`], [`certificate`]).
 
 mod certificate;
 mod flows;
@@ -13,6 +14,7 @@ mod peer;
 mod ping;
 mod policy;
 mod serve;
+mod services;
 mod status;
 mod talk;
 mod token;
@@ -28,6 +30,7 @@ Examples:
   atoll mesh policy test policy.toml                                   run a policy's own tests
   atoll mesh policy set policy.toml                                    nothing passes without one
   atoll mesh serve db --port 5432                                      a service is ready here
+  atoll mesh services                                                  who gives what, as this node sees it
   atoll mesh peers                                                     whom this node reaches
   atoll mesh revoke web-2                                              put a node out, at once
   atoll mesh peer add phone --tags phone --qr                          whatever speaks WireGuard";
@@ -52,6 +55,7 @@ enum Command {
     Peers(status::PeersArguments),
     Ping(ping::Arguments),
     Flows(flows::Arguments),
+    Services(services::Arguments),
     Netcheck(netcheck::Arguments),
     Certificate(certificate::Arguments),
     Token(token::Arguments),
@@ -70,6 +74,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Peers(arguments) => status::peers(arguments).await,
         Command::Ping(arguments) => ping::execute(arguments).await,
         Command::Flows(arguments) => flows::execute(arguments).await,
+        Command::Services(arguments) => services::execute(arguments).await,
         Command::Netcheck(arguments) => netcheck::execute(arguments).await,
         Command::Certificate(arguments) => certificate::execute(arguments).await,
         Command::Token(arguments) => token::execute(arguments).await,

@@ -34,7 +34,7 @@ The policy must name the service, this node and the port:
 
 The service is looked for once a second where others reach it: at this node's own address (see
 `services at` in `atoll mesh status`); without a network device also at 127.0.0.1. While it is well,
-its name leads here too; when it failed twice in a row, or this command ended, it does not, unless
+others are led here too; when it failed twice in a row, or this command ended, they are not, unless
 no other node is ready either. Nodes that never said anything of a service count as ready.
 
 It prints `ready` or `not ready` whenever that changes. Ctrl-C ends it.";

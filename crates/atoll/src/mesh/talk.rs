@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use anyhow::Context;
 use api::Secret;
 use mesh::{
-    node::{FlowsCursor, FlowsStatus, Node, NodeStatus},
+    node::{FlowsCursor, FlowsStatus, Node, NodeStatus, ServiceSummary},
     userspace::Refusal,
 };
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub(super) enum Question {
         /// The cursor.
         since: FlowsCursor,
     },
+    /// The services as it sees them.
+    Services,
     /// To say of a service whether it is ready here. It is not any more once the conversation ends.
     Serve {
         /// Its name.
@@ -86,6 +88,8 @@ pub(super) enum Answer {
     Flows(Box<FlowsStatus>),
     /// A certificate.
     Certified(Box<Certified>),
+    /// The services.
+    Services(Vec<ServiceSummary>),
     /// It is done.
     Done,
     /// A round trip took so long.
@@ -153,6 +157,17 @@ impl Talk {
         }
     }
 
+    /// The services as the node sees them.
+    ///
+    /// # Errors
+    /// As [`Talk::ask`].
+    pub(super) async fn services(&mut self) -> anyhow::Result<Vec<ServiceSummary>> {
+        match self.ask(&Question::Services).await? {
+            Answer::Services(services) => Ok(services),
+            _ => anyhow::bail!("the node answers something else"),
+        }
+    }
+
     /// Who talks to whom: what began or ended after a cursor, or with zeros all.
     ///
     /// # Errors
@@ -215,6 +230,7 @@ async fn converse(
         }
         let answer = match serde_json::from_str(&line) {
             Ok(Question::Status) => Answer::Status(Box::new(node.status())),
+            Ok(Question::Services) => Answer::Services(node.services()),
             Ok(Question::Flows { since }) => Answer::Flows(Box::new(node.flows(since))),
             Ok(Question::Probe { node: name }) => match node.probe(&name).await {
                 Ok(None) => Answer::Done,

@@ -2,13 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, IdentityKey, Purpose, Signed};
 use super::message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
-use super::record::{Entry, Mode, NodeRecord, Voucher, label, overlay_v4, overlay_v6};
+use super::record::{
+    Entry, Mode, NodeRecord, Voucher, is_service_v4, label, overlay_v4, overlay_v6,
+};
+use super::service::{ServiceAddresses, ServiceNumbers};
 use super::token::{NewToken, Token, TokenStatus, show_id, signer};
 use crate::key::PublicKey;
 use crate::policy::{self, Mistake, Policy};
@@ -183,6 +187,9 @@ pub struct Book {
     revoked: BTreeSet<IdentityKey>,
     tokens: BTreeMap<String, TokenStatus>,
     policy: Option<String>,
+    services: ServiceNumbers,
+    /// Whether policy or numbers were written since it was last looked whether they fit.
+    unsettled: AtomicBool,
     log: BTreeMap<u64, Vec<Subject>>,
     seen: BTreeMap<IdentityKey, Seen>,
     frames: BTreeMap<u64, Arc<str>>,
@@ -203,6 +210,8 @@ impl Book {
             revoked: BTreeSet::new(),
             tokens: BTreeMap::new(),
             policy: None,
+            services: ServiceNumbers::default(),
+            unsettled: AtomicBool::new(false),
             log: BTreeMap::new(),
             seen: BTreeMap::new(),
             frames: BTreeMap::new(),
@@ -254,7 +263,14 @@ impl Book {
             ("revoked", id) => {
                 self.revoked.insert(id.parse().ok()?);
             }
-            ("policy", _) => self.policy = Some(serde_json::from_slice(value).ok()?),
+            ("policy", _) => {
+                self.policy = Some(serde_json::from_slice(value).ok()?);
+                *self.unsettled.get_mut() = true;
+            }
+            ("services", _) => {
+                self.services = serde_json::from_slice(value).ok()?;
+                *self.unsettled.get_mut() = true;
+            }
             ("nodes", id) => {
                 let identity: IdentityKey = id.parse().ok()?;
                 let member: Member = serde_json::from_slice(value).ok()?;
@@ -584,11 +600,43 @@ impl Book {
     pub fn set_policy(&self, text: &str) -> Result<Plan<()>, Refusal> {
         let policy = Policy::parse(text).map_err(Refusal::Policy)?;
         policy.test().map_err(Refusal::Policy)?;
-        let writes = vec![put("policy".to_owned(), &text)];
+        let mut writes = vec![put("policy".to_owned(), &text)];
+        writes.extend(self.number_services(&policy));
         Ok(Plan {
             answer: (),
             writes: self.change(Subject::Policy, self.head.number, writes),
         })
+    }
+
+    /// What to write so that each service of the policy has an address; nothing if they have.
+    fn number_services(&self, policy: &Policy) -> Option<Write> {
+        let nodes = self.nodes.values().map(|node| node.voucher.v4);
+        // There may be such nodes where more than four million joined before services had addresses.
+        let taken = nodes.filter(|v4| is_service_v4(*v4)).collect();
+        let services = policy.services().keys();
+        let numbers = self.services.for_services(services, &taken);
+        (numbers != self.services).then(|| put("services".to_owned(), &numbers))
+    }
+
+    /// Gives addresses to the services of a policy that an older version took, which knew of none; `None` if there is nothing to do.
+    pub fn settle(&self) -> Option<Plan<()>> {
+        if !self.unsettled.load(Ordering::Relaxed) {
+            return None;
+        }
+        let policy = Policy::parse(self.policy.as_deref()?).ok()?;
+        let Some(write) = self.number_services(&policy) else {
+            self.unsettled.store(false, Ordering::Relaxed);
+            return None;
+        };
+        Some(Plan {
+            answer: (),
+            writes: self.change(Subject::Policy, self.head.number, vec![write]),
+        })
+    }
+
+    /// The addresses of services.
+    pub fn services(&self) -> ServiceAddresses {
+        self.services.addresses()
     }
 
     /// The policy's text.
@@ -720,6 +768,7 @@ impl Book {
         let frame = if reaches {
             let subjects: BTreeSet<_> = self.log.range(cursor + 1..).flat_map(|(_, s)| s).collect();
             Frame {
+                services: self.told_services(subjects.contains(&Subject::Policy)),
                 from: Some(cursor),
                 to: self.head.seq,
                 changes: subjects
@@ -731,6 +780,7 @@ impl Book {
             let nodes = self.nodes.keys().copied().map(Subject::Node);
             let subjects = nodes.chain([Subject::Policy]);
             Frame {
+                services: self.told_services(true),
                 from: None,
                 to: self.head.seq,
                 changes: subjects.filter_map(|s| self.present(&s)).collect(),
@@ -744,6 +794,12 @@ impl Book {
             self.frames.insert(cursor, Arc::clone(&frame));
         }
         Some(frame)
+    }
+
+    /// What is told of services with a policy. Without any there is nothing to tell, so the signed bytes are as they ever were.
+    fn told_services(&self, with_policy: bool) -> Option<ServiceAddresses> {
+        let services = Some(self.services.addresses()).filter(|_| with_policy);
+        services.filter(|services| !services.is_empty())
     }
 
     /// What a subject is now.

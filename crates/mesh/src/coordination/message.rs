@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::book::Refusal;
 use super::identity::{IdentityKey, Purpose, Signed};
 use super::record::{Entry, NodeRecord, Voucher};
+use super::service::ServiceAddresses;
 use super::token::Admission;
 
 /// A machine asks to become a node. Repeating it makes no second one.
@@ -75,6 +76,10 @@ pub struct Frame {
     pub to: u64,
     /// What changed, each thing once.
     pub changes: Vec<Change>,
+    /// The addresses of all services, where the policy is among the changes. Not a change itself: older nodes know no such kind, and would take no
+    /// frame that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<ServiceAddresses>,
 }
 
 impl Purpose for Frame {

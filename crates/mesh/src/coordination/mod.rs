@@ -22,6 +22,7 @@ mod book;
 mod identity;
 mod message;
 mod record;
+mod service;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -34,8 +35,9 @@ pub use identity::{Identity, IdentityKey, Purpose, Signed};
 pub use message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
 pub(crate) use record::MOST_SERVICES;
 pub use record::{
-    Entry, Fingerprint, Mode, NodeRecord, RelayOffer, Voucher, label, overlay_v4, overlay_v6,
-    overlay_v6_range,
+    Entry, Fingerprint, Mode, NodeRecord, RelayOffer, Voucher, is_service_v4, label, overlay_v4,
+    overlay_v6, overlay_v6_range, service_v4,
 };
+pub use service::ServiceAddresses;
 pub use token::{Admission, NewToken, Token, TokenStatus};
 pub use view::{Applied, Known, View, ViewError};

@@ -166,11 +166,27 @@ pub struct Entry {
     pub record: Signed<NodeRecord>,
 }
 
-/// The IPv4 address of a node, in 100.64.0.0/10; `None` when the numbers are used up.
+/// The first number that is no node's: from here on the range is for services.
+const FIRST_OF_SERVICES: u32 = 0x3f << 16;
+
+/// The IPv4 address of a node, in 100.64.0.0/10 below 100.127.0.0; `None` when the numbers are used up.
 pub fn overlay_v4(number: u32) -> Option<Ipv4Addr> {
-    (1..(1 << 22) - 1)
+    (1..FIRST_OF_SERVICES)
         .contains(&number)
         .then(|| Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() | number))
+}
+
+/// The IPv4 address of a service, in 100.127.0.0/16; `None` for what is no service's number. The last is left out, as it would be a broadcast.
+pub fn service_v4(number: u16) -> Option<Ipv4Addr> {
+    let [high, low] = number.to_be_bytes();
+    (1..u16::MAX)
+        .contains(&number)
+        .then(|| Ipv4Addr::new(100, 127, high, low))
+}
+
+/// Whether an address is of the range of services.
+pub fn is_service_v4(address: Ipv4Addr) -> bool {
+    address.octets()[..2] == [100, 127]
 }
 
 /// The IPv6 range of the mesh that this coordinator holds together: a /48 of its own in fd00::/8.

@@ -517,6 +517,7 @@ impl World {
                 .collect();
             assert_eq!(seen, live);
             assert_eq!(station.view.policy(), book.policy());
+            assert_eq!(*station.view.services(), book.services());
             for known in station.view.nodes() {
                 let there = self
                     .stations

@@ -205,6 +205,7 @@ fn a_forged_or_replayed_record_is_refused() {
         from: Some(cursor),
         to: cursor + 1,
         changes: vec![Change::Gone(station.identity.public())],
+        services: None,
     });
     assert_eq!(watcher.view.apply(&forged), Err(ViewError::Forged));
     let by_coordinator = Identity::from_seed([9; 32]);
@@ -212,6 +213,7 @@ fn a_forged_or_replayed_record_is_refused() {
         from: None,
         to: cursor - 1,
         changes: Vec::new(),
+        services: None,
     });
     assert!(matches!(
         watcher.view.apply(&back),
@@ -238,6 +240,7 @@ fn a_forged_or_replayed_record_is_refused() {
             from: Some(to - 1),
             to,
             changes: with(record),
+            services: None,
         });
         assert_eq!(watcher.view.apply(&frame).unwrap().refused, 1);
         assert_eq!(watcher.view.node(&station.identity.public()), Some(&known));
@@ -384,4 +387,137 @@ fn names_become_labels() {
     ] {
         assert_eq!(label(text), expected);
     }
+}
+
+const TWO_SERVICES: &str = r#"
+[services.db]
+nodes = ["tag:db"]
+ports = ["tcp/5432"]
+
+[services.web]
+nodes = ["tag:web"]
+ports = ["tcp/80"]
+"#;
+
+/// The addresses of services as a node knows them.
+fn addresses(station: &Station) -> Vec<String> {
+    let known = station.view.services().iter();
+    known
+        .map(|(service, address)| format!("{service} {address}"))
+        .collect()
+}
+
+#[test]
+fn a_service_keeps_its_address_for_as_long_as_it_is_one() {
+    let mut book = book();
+    let many = token(&mut book, reusable());
+    let mut station = joined(&mut book, 1, &many);
+    deliver(&mut book, &mut station);
+    let set = |book: &mut Book, station: &mut Station, text: &str| {
+        let plan = book.set_policy(text).unwrap();
+        write(book, plan);
+        deliver(book, station);
+        addresses(station)
+    };
+    let both = set(&mut book, &mut station, TWO_SERVICES);
+    assert_eq!(both, ["db 100.127.0.1", "web 100.127.0.2"]);
+    let (db, web) = TWO_SERVICES.split_at(TWO_SERVICES.find("[services.web]").unwrap());
+    let with_cache = format!("{web}{}", db.replace("db", "cache"));
+    let other = set(&mut book, &mut station, &with_cache);
+    assert_eq!(other, ["cache 100.127.0.3", "web 100.127.0.2"]);
+    assert_eq!(set(&mut book, &mut station, ""), [""; 0]);
+    // One that is new is not where another was lately; who comes anew hears of all.
+    let back = set(&mut book, &mut station, TWO_SERVICES);
+    assert_eq!(back, ["db 100.127.0.4", "web 100.127.0.5"]);
+    let mut late = joined(&mut book, 2, &many);
+    deliver(&mut book, &mut late);
+    assert_eq!(addresses(&late), back);
+    // What happens to nodes says nothing of services, and forgets none.
+    station.rotate();
+    let plan = book.update(&station.record()).unwrap();
+    write(&mut book, plan);
+    let frame = book.frame(late.view.cursor()).unwrap();
+    assert!(!frame.contains("services") && !frame.contains("100.127."));
+    deliver(&mut book, &mut late);
+    assert_eq!(addresses(&late), back);
+    let cached = View::from_cache(book.key(), &late.view.to_cache());
+    assert_eq!(cached.services(), late.view.services());
+    assert_eq!(cached.cursor(), late.view.cursor());
+    assert_eq!(book.services(), *late.view.services());
+}
+
+#[test]
+fn who_knows_nothing_of_services_and_who_does_understand_each_other() {
+    let mut book = book();
+    let many = token(&mut book, reusable());
+    let mut station = joined(&mut book, 1, &many);
+    // The store of an older coordinator: a policy, and no numbers.
+    let plan = book.set_policy(TWO_SERVICES).unwrap();
+    let writes: Vec<_> = plan
+        .writes
+        .into_iter()
+        .filter(|write| !matches!(write, Write::Put(key, _) if key == "services"))
+        .collect();
+    assert!(book.apply(&writes));
+    let frame = book.frame(0).unwrap();
+    assert!(!frame.contains("100.127."), "signed as it ever was");
+    deliver(&mut book, &mut station);
+    assert!(station.view.policy().is_some() && station.view.services().is_empty());
+    let plan = book.settle().unwrap();
+    write(&mut book, plan);
+    assert!(book.settle().is_none());
+    let frame = book.frame(station.view.cursor()).unwrap();
+    deliver(&mut book, &mut station);
+    assert_eq!(addresses(&station), ["db 100.127.0.1", "web 100.127.0.2"]);
+
+    // An older node, which knows frames without them, reads what is signed.
+    #[derive(serde::Deserialize)]
+    struct OldFrame {
+        to: u64,
+        changes: Vec<Change>,
+    }
+    let frame: Signed<Frame> = serde_json::from_str(&frame).unwrap();
+    let text = serde_json::to_string(&frame.verify(&book.key()).unwrap()).unwrap();
+    let old: OldFrame = serde_json::from_str(&text).unwrap();
+    assert!(matches!(&old.changes[..], [Change::Policy(_)]));
+    assert_eq!(old.to, book.head());
+
+    // What it kept, read after it was renewed: it knows its nodes, and asks for everything once.
+    let mut cache: serde_json::Value = serde_json::from_str(&station.view.to_cache()).unwrap();
+    cache.as_object_mut().unwrap().remove("services");
+    let mut renewed = View::from_cache(book.key(), &cache.to_string());
+    assert_eq!((renewed.cursor(), renewed.nodes().count()), (0, 1));
+    let whole = book.frame(renewed.cursor()).unwrap();
+    renewed
+        .apply(&serde_json::from_str(&whole).unwrap())
+        .unwrap();
+    assert_eq!(renewed.services(), station.view.services());
+}
+
+#[test]
+fn the_addresses_of_services_are_no_nodes() {
+    let last = (63 << 16) - 1;
+    assert_eq!(overlay_v4(last), Some([100, 126, 255, 255].into()));
+    assert_eq!(overlay_v4(last + 1), None);
+    assert_eq!(service_v4(1), Some([100, 127, 0, 1].into()));
+    assert_eq!(service_v4(0xfffe), Some([100, 127, 255, 254].into()));
+    assert_eq!((service_v4(0), service_v4(0xffff)), (None, None));
+    assert!(is_service_v4([100, 127, 3, 4].into()));
+    assert!(!is_service_v4([100, 126, 3, 4].into()));
+    // A coordinator in wrong hands cannot put a service in a node's place.
+    let by_coordinator = Identity::from_seed([9; 32]);
+    let mut view = View::new(by_coordinator.public());
+    let services = [("db", [100, 64, 0, 1]), ("web", [100, 127, 0, 9])];
+    let frame = by_coordinator.sign(&Frame {
+        from: None,
+        to: 1,
+        changes: Vec::new(),
+        services: Some(
+            services
+                .map(|(name, at)| (name.to_owned(), at.into()))
+                .into(),
+        ),
+    });
+    view.apply(&frame).unwrap();
+    assert_eq!(view.services().keys().collect::<Vec<_>>(), ["web"]);
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{IdentityKey, Signed};
 use super::message::{Change, Frame};
-use super::record::{Entry, NodeRecord, Voucher};
+use super::record::{Entry, NodeRecord, Voucher, is_service_v4};
+use super::service::ServiceAddresses;
 
 /// Why a frame was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +62,7 @@ pub struct View {
     cursor: u64,
     nodes: BTreeMap<IdentityKey, Known>,
     policy: Option<String>,
+    services: ServiceAddresses,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,6 +70,9 @@ struct Cache {
     cursor: u64,
     nodes: Vec<Entry>,
     policy: Option<String>,
+    /// Absent in what older versions wrote.
+    #[serde(default)]
+    services: Option<ServiceAddresses>,
 }
 
 impl View {
@@ -78,6 +83,7 @@ impl View {
             cursor: 0,
             nodes: BTreeMap::new(),
             policy: None,
+            services: ServiceAddresses::new(),
         }
     }
 
@@ -99,6 +105,11 @@ impl View {
     /// The policy's text, once there is one.
     pub fn policy(&self) -> Option<&str> {
         self.policy.as_deref()
+    }
+
+    /// The addresses of services; coordinators of older versions give none.
+    pub const fn services(&self) -> &ServiceAddresses {
+        &self.services
     }
 
     /// Takes a frame, or leaves everything as it was.
@@ -129,6 +140,7 @@ impl View {
                 applied.whole = true;
                 before = std::mem::take(&mut self.nodes);
                 self.policy = None;
+                self.services.clear();
             }
         }
         for change in frame.changes {
@@ -157,8 +169,16 @@ impl View {
                 Change::Gone(identity) => {
                     self.nodes.remove(&identity);
                 }
-                Change::Policy(text) => self.policy = Some(text),
+                Change::Policy(text) => {
+                    self.policy = Some(text);
+                    self.services.clear();
+                }
             }
+        }
+        if let Some(mut services) = frame.services {
+            // Whatever else is said, a service is not in a node's place.
+            services.retain(|_, address| is_service_v4(*address));
+            self.services = services;
         }
         self.cursor = frame.to;
         Ok(applied)
@@ -184,6 +204,7 @@ impl View {
                 .map(|known| known.entry.clone())
                 .collect(),
             policy: self.policy.clone(),
+            services: Some(self.services.clone()),
         };
         serde_json::to_string(&cache).unwrap_or_default()
     }
@@ -200,8 +221,10 @@ impl View {
             };
             view.nodes.insert(known.voucher.identity, known);
         }
-        view.cursor = cache.cursor;
         view.policy = cache.policy;
+        // An older version did not hear of services: the whole map tells of them, and what is known serves until then.
+        view.cursor = cache.services.as_ref().map_or(0, |_| cache.cursor);
+        view.services = cache.services.unwrap_or_default();
         view
     }
 }

@@ -40,7 +40,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ use crate::key::{PresharedKey, PublicKey};
 use crate::policy::{Direction, Gate, Verdict};
 use crate::prefix::Prefix;
 use crate::relay::{Connections, RelayAddress, RelayStatus, Relays};
+use crate::services::Redirects;
 use crate::tun::Tun;
 use crate::ways::Way;
 use crate::ways::signal::MOST_ADDRESSES;
@@ -121,6 +122,8 @@ struct Shared {
     relays: Arc<Relays>,
     /// Where this node may be found, as its owner knows.
     candidates: Mutex<Vec<SocketAddr>>,
+    /// What leads to doors of this machine.
+    redirects: OnceLock<Arc<Redirects>>,
     stopping: Arc<AtomicBool>,
     /// Readable once the engine stops.
     wake: OwnedFd,
@@ -211,6 +214,7 @@ impl Engine {
             counters: Counters::default(),
             relays: Arc::new(Relays::new()?),
             candidates: Mutex::default(),
+            redirects: OnceLock::new(),
             stopping: Arc::new(AtomicBool::new(false)),
             wake,
         });
@@ -279,6 +283,11 @@ impl Engine {
     pub fn set_candidates(&self, own: &[SocketAddr]) {
         let own = own.iter().copied().filter(|address| reachable(*address));
         *lock(&self.shared.candidates) = own.take(MOST_ADDRESSES).collect();
+    }
+
+    /// From now on packets that these turn go back into the device. Whoever says so first is heard.
+    pub(crate) fn set_redirects(&self, redirects: Arc<Redirects>) {
+        let _ = self.shared.redirects.set(redirects);
     }
 
     /// Who this node is.

@@ -1,5 +1,6 @@
 //! From the device to the peers.
 
+use std::io::IoSlice;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -151,10 +152,11 @@ impl Batches {
         let Some((header, packet)) = bytes.split_at_mut_checked(shared.tun.header()) else {
             return one(&shared.counters.not_ip);
         };
-        let header = if header.is_empty() {
+        let raw = header;
+        let header = if raw.is_empty() {
             Some(VirtioHeader::PLAIN)
         } else {
-            VirtioHeader::read(header)
+            VirtioHeader::read(raw)
         };
         let (Some(header), Some(addresses)) = (header, addresses(packet)) else {
             return one(&shared.counters.not_ip);
@@ -163,6 +165,12 @@ impl Batches {
             .by_address(addresses.destination)
             .cloned();
         let Some(peer) = peer else {
+            let redirects = shared.redirects.get();
+            if redirects.is_some_and(|redirects| redirects.turn(packet, !header.needs_checksum)) {
+                // It is the kernel's own, uncut, with the kernel's own header; what it does not take back is lost, as on any network.
+                let _ = shared.tun.write(&[IoSlice::new(raw), IoSlice::new(packet)]);
+                return;
+            }
             return one(&shared.counters.no_route);
         };
         // Before it is cut: a packet is judged once, however many it becomes.

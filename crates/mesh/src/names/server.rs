@@ -8,7 +8,7 @@ use std::time::Duration;
 use simple_dns::RCODE;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::forward::ask;
@@ -28,6 +28,8 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// Whom to ask about other names.
     pub upstream: Vec<SocketAddr>,
+    /// Who is told which services are asked for; what is not taken in time is not told.
+    pub asked: Option<mpsc::Sender<String>>,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,7 @@ struct Shared {
     zone: RwLock<Arc<Zone>>,
     own: Vec<IpAddr>,
     upstream: Vec<SocketAddr>,
+    asked: Option<mpsc::Sender<String>>,
     questions: Semaphore,
     connections: Arc<Semaphore>,
 }
@@ -57,6 +60,7 @@ impl Server {
             zone: RwLock::new(Arc::new(zone)),
             own: options.listen.iter().map(SocketAddr::ip).collect(),
             upstream: options.upstream,
+            asked: options.asked,
             questions: Semaphore::new(QUESTIONS),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
         });
@@ -104,7 +108,15 @@ impl Shared {
     async fn answer(&self, question: &[u8], datagram: bool) -> Option<Vec<u8>> {
         let zone = Arc::clone(&self.zone.read().unwrap_or_else(PoisonError::into_inner));
         let servers = match zone.answer(question, datagram) {
-            Answer::Reply(reply) => return Some(reply),
+            Answer::Reply(reply) => {
+                if let Some(asked) = &self.asked
+                    && let Some(service) = zone.service_asked_for(question)
+                {
+                    // Who has too much to do already need not know.
+                    let _ = asked.try_send(service.to_owned());
+                }
+                return Some(reply);
+            }
             Answer::Silence => return None,
             Answer::Forward(servers) => servers,
         };

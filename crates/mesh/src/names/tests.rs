@@ -61,6 +61,7 @@ async fn server(upstream: Vec<SocketAddr>) -> Server {
     let options = ServerOptions {
         listen: vec![([127, 0, 0, 1], 0).into()],
         upstream,
+        asked: None,
     };
     Server::start(options, zone()).await.unwrap()
 }
@@ -178,6 +179,7 @@ async fn other_names_are_asked_on() {
         ServerOptions {
             listen: vec![([127, 0, 0, 1], 0).into()],
             upstream: vec![before.addresses()[0]],
+            asked: None,
         },
         zone,
     )
@@ -279,4 +281,46 @@ async fn who_is_not_ready_is_left_out_unless_nobody_is() {
         let answers = dig(&server, "+short db.mesh.internal").await;
         assert_eq!(answers.lines().count(), expected, "{answers}");
     }
+}
+
+#[tokio::test]
+async fn a_service_with_doors_has_one_address_and_a_name_for_its_nodes() {
+    let address = Ipv4Addr::new(100, 127, 0, 1);
+    let zone = zone().with_services(&[("db".to_owned(), address)].into());
+    let (asked, mut heard) = tokio::sync::mpsc::channel(8);
+    let options = ServerOptions {
+        listen: vec![([127, 0, 0, 1], 0).into()],
+        upstream: Vec::new(),
+        asked: Some(asked),
+    };
+    let server = Server::start(options, zone).await.unwrap();
+    for (words, lines) in [
+        ("+short db.mesh.internal", &["100.127.0.1"][..]),
+        ("+short DB", &["100.127.0.1"]),
+        // There is no such address for IPv6, though there is such a name.
+        ("+short db.mesh.internal AAAA", &[]),
+        ("+short all.db.mesh.internal", &["100.64.0.1", "100.64.0.2"]),
+        ("+short all.db.mesh.internal AAAA", &["fd00::1", "fd00::2"]),
+        (
+            "+short _db._tcp.mesh.internal SRV",
+            &[
+                "0 1 5432 db-1.mesh.internal.",
+                "0 1 5432 db-2.mesh.internal.",
+            ],
+        ),
+        ("+short -x 100.127.0.1", &["db.mesh.internal."]),
+        ("+short db-1.mesh.internal", &["100.64.0.1"]),
+    ] {
+        let text = dig(&server, words).await;
+        let found: BTreeSet<_> = text.lines().collect();
+        assert_eq!(found, lines.iter().copied().collect(), "{words}");
+    }
+    let missing = dig(&server, "all.db-1.mesh.internal").await;
+    assert!(missing.contains("NXDOMAIN"), "{missing}");
+    // Only questions for the service itself say that somebody is about to use it.
+    let mut told = Vec::new();
+    while let Ok(name) = heard.try_recv() {
+        told.push(name);
+    }
+    assert_eq!(told, ["db"; 3]);
 }

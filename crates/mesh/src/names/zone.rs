@@ -1,6 +1,6 @@
 //! What the mesh's names mean: a pure function from question to answer.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use simple_dns::rdata::{A, AAAA, NS, OPT, PTR, RData, SOA, SRV};
@@ -20,6 +20,8 @@ const NEGATIVE_LIFE: u32 = 1;
 const SMALL: usize = 512;
 /// What is sent at most in one: what no path cuts.
 const LARGE: usize = 1232;
+/// What stands before a service's name for all its nodes.
+const ALL: &str = "all";
 /// The most nodes of a service in an answer.
 const MOST: usize = 64;
 
@@ -75,11 +77,12 @@ pub struct Zone {
     ranges: Vec<Prefix>,
     split: Vec<(String, Vec<IpAddr>)>,
     serial: u32,
+    services: BTreeSet<String>,
 }
 
 impl Zone {
     /// The names of these nodes and of the policy's services. A service's name is not a node's, whatever a node calls itself. Nodes that are
-    /// not ready to give a service are left out of it, unless none is.
+    /// not ready to give a service are left out of it, unless none is. Before the name of a service, `all` means its nodes whatever its own name leads to.
     pub fn new<'a>(policy: &Policy, nodes: &[ZoneNode<'a>], v6_range: Prefix, serial: u64) -> Self {
         let mut names: HashMap<String, Data> = HashMap::new();
         let mut owners = HashMap::new();
@@ -105,13 +108,12 @@ impl Zone {
             // If none is ready, maybe it is not them who are ill: better all of them than nobody.
             let members = if ready.is_empty() { members } else { ready };
             let addresses = members.iter().map(|node| node.addresses()).collect();
-            names.insert(
-                name.clone(),
-                Data {
-                    addresses,
-                    ports: Vec::new(),
-                },
-            );
+            let data = Data {
+                addresses,
+                ports: Vec::new(),
+            };
+            names.insert(format!("{ALL}.{name}"), data.clone());
+            names.insert(name.clone(), data);
             for (protocol, port) in service.ports.iter().filter_map(|ports| ports.single()) {
                 let at = format!("_{name}._{protocol}");
                 // What is above a name exists too.
@@ -133,7 +135,33 @@ impl Zone {
             ],
             split: policy.split().to_vec(),
             serial: serial as u32,
+            services: policy.services().keys().cloned().collect(),
         }
+    }
+
+    /// The same, but that the names of these services lead to an address of their own.
+    #[must_use]
+    pub fn with_services(mut self, services: &BTreeMap<String, Ipv4Addr>) -> Self {
+        for (name, address) in services {
+            if let Some(data) = self.names.get_mut(name) {
+                data.addresses = vec![(*address, None)];
+                self.owners.insert(IpAddr::V4(*address), name.clone());
+            }
+        }
+        self
+    }
+
+    /// The service that a question is about, if it is about one.
+    pub fn service_asked_for(&self, question: &[u8]) -> Option<&str> {
+        let asked = Packet::parse(question).ok()?;
+        let [one] = &asked.questions[..] else {
+            return None;
+        };
+        let name = one.qname.to_string().to_ascii_lowercase();
+        let Some(Place::Name(name)) = self.place(name.trim_end_matches('.')) else {
+            return None;
+        };
+        self.services.get(&name).map(String::as_str)
     }
 
     /// What names end with.

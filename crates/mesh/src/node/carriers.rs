@@ -20,6 +20,7 @@ use crate::flows::Records;
 use crate::key::PublicKey;
 use crate::policy::{Filter, FilterGate};
 use crate::relay::{RelayAddress, RelayStatus};
+use crate::services::Redirects;
 use crate::tun::{Tun, TunOptions};
 use crate::userspace::{
     Credentials, ProxyOptions, Reach, Refusal, Service, Userspace, UserspaceOptions,
@@ -191,6 +192,11 @@ impl Carriers {
             }
             _ => None,
         };
+        let redirects = tunnels.as_ref().map(|engine| {
+            let redirects = Arc::new(Redirects::new(current.directory.own().v4));
+            engine.set_redirects(Arc::clone(&redirects));
+            redirects
+        });
         let mut proxies = Vec::new();
         if !options.proxies.is_empty() {
             let secret = state.proxy_secret(PROXY_USER)?;
@@ -206,6 +212,7 @@ impl Carriers {
             proxies,
             underlay: Some(state.underlay.clone()),
             keep_in_touch: true,
+            redirects,
             reach: Reach::Home {
                 except: own.into_iter().collect(),
             },
@@ -386,6 +393,11 @@ impl Carriers {
     pub(super) fn records(&self, since: (u64, u64), now: Instant) -> (Records, Records) {
         let tunnels = self.gate.records(since.0, now);
         (tunnels, self.flows.records(since.1))
+    }
+
+    /// What carries flows and keeps doors.
+    pub(super) const fn flows(&self) -> &Userspace {
+        &self.flows
     }
 
     pub(super) fn flows_status(&self) -> UserspaceStatus {

@@ -185,8 +185,9 @@ impl Current {
                 unready: &none,
             });
         }
-        let zone = Zone::new(&policy, &nodes, v6_range, view.cursor());
         let directory = Directory::of(view, &policy, me, key, mode);
+        let zone = Zone::new(&policy, &nodes, v6_range, view.cursor());
+        let zone = zone.with_services(&directory.doors_of_services(&filter));
         let relays = used(view, &policy, &me.identity);
         Self {
             peers,

@@ -18,6 +18,7 @@ mod current;
 mod flows;
 mod link;
 mod relaying;
+mod services;
 mod state;
 mod status;
 #[cfg(test)]
@@ -37,9 +38,10 @@ pub use flows::{Began, FlowSummary, FlowsCursor, FlowsStatus};
 pub use link::{Heard, Link, LinkError};
 pub use relaying::RelayPorts;
 use relaying::Relaying;
+pub use services::{ServiceEndpoint, ServicePort, ServiceSummary};
 pub use state::{State, StateError};
 pub use status::{NodeStatus, PeerSummary, RelaySummary, RelayingSummary, Way};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::coordination::{
     Applied, JoinRequest, MOST_SERVICES, Mode, NodeRecord, RelayOffer, Signed, Token, View,
@@ -52,6 +54,8 @@ use crate::userspace::{Refusal, UserspaceError};
 
 /// Where a node without a device answers questions for names, if it may: where programs ask, where those ask who know, anywhere.
 const NAMES_PORTS: [u16; 3] = [53, 5353, 0];
+/// Services that were asked for and are not looked at yet.
+const QUESTIONS: usize = 64;
 /// How long to wait before the coordinator is asked again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -233,7 +237,11 @@ fn own(voucher: &Signed<Voucher>, state: &State) -> Option<Voucher> {
 }
 
 /// Serves names at this node's own address: at the usual port, or without a device at another one where that is not allowed.
-async fn names(current: &Current, options: &NodeOptions) -> Result<Server, NodeError> {
+async fn names(
+    current: &Current,
+    options: &NodeOptions,
+    asked: mpsc::Sender<String>,
+) -> Result<Server, NodeError> {
     let home = current.directory.own().home();
     let ports = match options.mode {
         Mode::Tun => &NAMES_PORTS[..1],
@@ -245,6 +253,7 @@ async fn names(current: &Current, options: &NodeOptions) -> Result<Server, NodeE
         let server = ServerOptions {
             listen: std::iter::once(own).chain(options.dns.clone()).collect(),
             upstream: options.upstream.clone(),
+            asked: Some(asked.clone()),
         };
         result = Server::start(server, current.zone.clone()).await;
         if result.is_ok() {
@@ -308,10 +317,12 @@ impl Node {
         let current = Current::of(&view, &voucher, state.wireguard.public(), mode, range);
         // Its address first, which names are served at.
         let device = carriers::device(mode, &voucher)?;
-        let dns = names(&current, &options).await?;
+        let (asked, questions) = mpsc::channel(QUESTIONS);
+        let dns = names(&current, &options, asked).await?;
         let own = dns.addresses().iter().map(SocketAddr::port);
         let carriers = Carriers::start(sockets, device, &state, &current, &options, own).await?;
         carriers.set_candidates(&said.endpoints, &said.flows);
+        carriers.flows().follow_questions(questions);
         let name = voucher.name.clone();
         let node = Self {
             state: Mutex::new(state),

@@ -60,6 +60,11 @@ impl Ports {
         (self.low == self.high).then_some((protocol, self.low))
     }
 
+    /// Whether it is about ports at all: ICMP has none.
+    pub(crate) const fn has_ports(&self) -> bool {
+        !matches!(self.protocol, Some(ICMP))
+    }
+
     /// The protocol's number and the lowest port, for a test of a policy.
     pub(super) fn sample(&self) -> Option<(u8, u16)> {
         (self.low == self.high || self.protocol == Some(ICMP)).then_some((self.protocol?, self.low))

@@ -97,7 +97,8 @@ pub(super) async fn dial(
         None if core.offers(port) => vec![(home, port).into()],
         None => return Err(Refusal::Undeclared),
     };
-    let source = loopback(caller.v4);
+    let own = caller.identity == core.directory().own().identity;
+    let source = if own { Some(home) } else { loopback(caller.v4) };
     let mut last = Refusal::Closed;
     for target in targets {
         match timeout(SERVICE, connect(source, home, target)).await {

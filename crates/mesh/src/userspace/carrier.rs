@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::arrival;
 use super::book::{Beginning, Book, Entry, Motion};
+use super::consumer::{self, Consumer};
 use super::directory::{Directory, Member};
 use super::flow::{Carried, Far, Local, Remote, carry};
 use super::header::{ECHO, GRANTED, Refusal, Request};
@@ -54,7 +55,19 @@ pub(super) struct Rule {
     v6: bool,
     port: u16,
     beginning: Beginning,
+    /// Whether its flow is written down here; what goes through a tunnel is elsewhere.
+    recorded: bool,
     changes: watch::Receiver<u64>,
+}
+
+impl Rule {
+    /// The same, for a flow that is written down elsewhere.
+    pub(super) fn unrecorded(self) -> Self {
+        Self {
+            recorded: false,
+            ..self
+        }
+    }
 }
 
 /// What is counted.
@@ -84,6 +97,7 @@ pub(super) struct Core {
     turn: AtomicUsize,
     pub(super) counts: Counts,
     pub(super) book: Book,
+    pub(super) consumer: Consumer,
     tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -115,6 +129,7 @@ impl Core {
             turn: AtomicUsize::new(0),
             counts: Counts::default(),
             book: Book::default(),
+            consumer: Consumer::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -390,16 +405,17 @@ impl Core {
             v6,
             port,
             beginning,
+            recorded: true,
             changes,
         };
         Ok((rule, member))
     }
 
     /// Waits until the rule holds no more.
-    async fn broken(&self, mut rule: Rule, entry: &Entry<'_>) {
+    async fn broken(&self, mut rule: Rule, entry: Option<&Entry<'_>>) {
         while rule.changes.changed().await.is_ok() {
             match self.allows(&rule.peer, rule.direction, rule.v6, rule.port) {
-                Some((_, now)) => entry.set_line(now.line),
+                Some((_, now)) => _ = entry.map(|entry| entry.set_line(now.line)),
                 None => return,
             }
         }
@@ -410,7 +426,7 @@ impl Core {
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
         let (idle, carried) = (self.limits.idle, &self.counts.carried);
         let result = match rule {
-            Some(rule) => {
+            Some(rule) if rule.recorded => {
                 let mut beginning = rule.beginning;
                 if rule.direction == Direction::Outbound {
                     // The port of the program that calls; of others' programs nothing is known.
@@ -418,11 +434,15 @@ impl Core {
                     beginning.flow.source_port = caller.map_or(0, |caller| caller.port());
                 }
                 let entry = self.book.begin(beginning);
-                let broken = self.broken(rule, &entry);
+                let broken = self.broken(rule, Some(&entry));
                 let motion = entry.motion();
                 let result = carry(near, early, far, idle, broken, carried, motion).await;
                 entry.finish(&result);
                 result
+            }
+            Some(rule) => {
+                let broken = self.broken(rule, None);
+                carry(near, early, far, idle, broken, carried, &Motion::new()).await
             }
             // A service of this node itself.
             None => {
@@ -445,6 +465,14 @@ impl Core {
         port: u16,
     ) -> Result<(Far, Option<Rule>), Refusal> {
         let directory = self.directory();
+        let service = directory.service(host);
+        if let Some(service) = service.filter(|service| service.has_port(port)) {
+            let reached = consumer::reach(self, service, port).await;
+            if reached.is_err() {
+                self.counts.refused.fetch_add(1, Ordering::Relaxed);
+            }
+            return reached;
+        }
         let found = directory.find(host);
         let v6 = host
             .parse::<Ipv6Addr>()

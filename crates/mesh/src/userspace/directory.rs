@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::service::ServiceEntry;
 use crate::coordination::{IdentityKey, Known, Mode, View, Voucher};
 use crate::key::PublicKey;
 use crate::policy::{Policy, Subject};
@@ -69,11 +70,12 @@ fn usable(at: &SocketAddr) -> bool {
 /// Everybody in the mesh, and this node. It does not change: another takes its place.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    own: Arc<Member>,
+    pub(super) own: Arc<Member>,
     domain: String,
     identities: HashMap<IdentityKey, Arc<Member>>,
     addresses: HashMap<IpAddr, Arc<Member>>,
     names: HashMap<String, Vec<Arc<Member>>>,
+    pub(super) services: BTreeMap<String, Arc<ServiceEntry>>,
 }
 
 impl Directory {
@@ -92,6 +94,7 @@ impl Directory {
             identities: HashMap::new(),
             addresses: HashMap::new(),
             names: HashMap::new(),
+            services: BTreeMap::new(),
         };
         // This node last, so that nobody stands in its place.
         for member in others.into_iter().map(Arc::new).chain([own]) {
@@ -104,11 +107,13 @@ impl Directory {
             directory.identities.insert(member.identity, member);
         }
         for (name, nodes) in services {
-            let nodes = nodes
+            let nodes: Vec<_> = nodes
                 .iter()
                 .filter_map(|node| directory.identities.get(node).cloned())
                 .collect();
-            directory.names.insert(name.to_ascii_lowercase(), nodes);
+            let name = name.to_ascii_lowercase();
+            directory.names.insert(format!("all.{name}"), nodes.clone());
+            directory.names.insert(name, nodes);
         }
         directory
     }
@@ -169,7 +174,9 @@ impl Directory {
             .nodes()
             .filter(|known| known.voucher.identity != me.identity)
             .map(member);
-        Self::new(policy.domain(), own, others, services)
+        let mut directory = Self::new(policy.domain(), own, others, services);
+        directory.offer(view, policy, me);
+        directory
     }
 
     /// This node.
@@ -201,13 +208,18 @@ impl Directory {
                 .map(std::slice::from_ref)
                 .unwrap_or_default();
         }
+        let found = self.names.get(&self.short(host));
+        found.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// A name without the domain, in lower case.
+    pub(super) fn short(&self, host: &str) -> String {
         let host = host.to_ascii_lowercase();
         let host = host.strip_suffix('.').unwrap_or(&host);
         let short = host
             .strip_suffix(&self.domain)
             .and_then(|rest| rest.strip_suffix('.'));
-        let found = self.names.get(short.unwrap_or(host));
-        found.map(Vec::as_slice).unwrap_or_default()
+        short.unwrap_or(host).to_owned()
     }
 }
 
@@ -292,6 +304,104 @@ mod tests {
     }
 
     #[test]
+    fn a_door_is_where_policy_lets_this_node_use_all_that_a_service_has() {
+        use crate::coordination::{Frame, Identity, NodeRecord};
+        let coordinator = Identity::from_seed([1; 32]);
+        let key = |seed: u8| crate::PrivateKey::from_bytes([seed; 32]).public();
+        let mut vouchers = Vec::new();
+        let mut changes = Vec::new();
+        for (seed, tag) in [(2_u8, "web"), (3, "db"), (4, "db")] {
+            let identity = Identity::from_seed([seed; 32]);
+            let voucher = Voucher {
+                identity: identity.public(),
+                number: seed.into(),
+                name: format!("n{seed}"),
+                v4: [100, 64, 0, seed].into(),
+                v6: [0xfd00, 0, 0, 0, 0, 0, 0, seed.into()].into(),
+                tags: [tag.to_owned()].into(),
+                ephemeral: false,
+            };
+            let record = NodeRecord {
+                identity: identity.public(),
+                epoch: 1,
+                name: String::new(),
+                wireguard: key(seed),
+                endpoints: Vec::new(),
+                flows: Vec::new(),
+                underlay: None,
+                relay: None,
+                plain: false,
+                mode: Mode::Tun,
+                unready: Default::default(),
+            };
+            changes.push(crate::coordination::Change::Node(Box::new(
+                crate::coordination::Entry {
+                    voucher: coordinator.sign(&voucher),
+                    record: identity.sign(&record),
+                },
+            )));
+            vouchers.push(voucher);
+        }
+        let services = ["db", "far", "mixed", "none", "udp"];
+        let numbers = (1_u8..).map(|number| Ipv4Addr::new(100, 127, 0, number));
+        let addresses = services.map(str::to_owned).into_iter().zip(numbers);
+        let frame = Frame {
+            from: None,
+            to: 1,
+            changes,
+            services: Some(addresses.collect()),
+        };
+        let mut view = View::new(coordinator.public());
+        view.apply(&coordinator.sign(&frame)).unwrap();
+        let policy = r#"
+            services.db = { nodes = ["tag:db"], ports = ["tcp/5432", "tcp/5433", "icmp"] }
+            services.far = { nodes = ["tag:db"], ports = ["tcp/8000-8100"] }
+            services.mixed = { nodes = ["tag:db"], ports = ["tcp/80", "tcp/8000-8100"] }
+            services.none = { nodes = ["node:n9"], ports = ["tcp/80"] }
+            services.udp = { nodes = ["tag:db"], ports = ["udp/53"] }
+            allow = [{ from = ["tag:web"], to = ["*"], ports = ["*"] }, { from = ["tag:db"], to = ["tag:db"], ports = ["tcp/5432"] }]
+        "#;
+        let policy = Policy::parse(policy).unwrap();
+        fn subject(voucher: &Voucher) -> Subject<'_> {
+            Subject {
+                name: Some(&voucher.name),
+                tags: &voucher.tags,
+            }
+        }
+        let doors = |at: usize, mode: Mode| {
+            let me = &vouchers[at];
+            let others = vouchers
+                .iter()
+                .filter(|other| other.identity != me.identity);
+            let others = others.map(|other| {
+                let seed = other.v4.octets()[3];
+                (key(seed), subject(other), other.v4, other.v6)
+            });
+            let filter = policy.compile(subject(me), (me.v4, me.v6), others);
+            let directory = Directory::of(&view, &policy, me, key(me.v4.octets()[3]), mode);
+            let named = directory.doors_of_services(&filter).into_iter();
+            let named: Vec<_> = named.map(|(name, at)| format!("{name} {at}")).collect();
+            let all = directory.service_doors(&filter, |protocol| directory.carries(protocol));
+            let all: Vec<_> = all
+                .iter()
+                .map(|(service, _, protocol, port)| format!("{} {protocol}/{port}", service.name))
+                .collect();
+            (named.join(", "), all.join(", "))
+        };
+        // Who may use everything: but for ranges, which are not behind a door.
+        let (named, all) = doors(0, Mode::Tun);
+        assert_eq!(named, "db 100.127.0.1, udp 100.127.0.5");
+        assert_eq!(all, "db tcp/5432, db tcp/5433, mixed tcp/80, udp udp/53");
+        // Without a device UDP gets nowhere.
+        let (named, all) = doors(0, Mode::Userspace);
+        assert_eq!(named, "db 127.127.0.1");
+        assert_eq!(all, "db tcp/5432, db tcp/5433, mixed tcp/80");
+        // Whom a rule lets use a part has a door to that part, to its own too.
+        let (named, all) = doors(1, Mode::Tun);
+        assert_eq!((&*named, &*all), ("", "db tcp/5432"));
+    }
+
+    #[test]
     fn names_and_addresses_lead_to_members() {
         // The third calls itself as a service is called, and the fourth has this node's addresses.
         let mut members: Vec<_> = [(1, "one"), (2, "two"), (3, "db"), (4, "four")]
@@ -319,6 +429,7 @@ mod tests {
         check("one", &["one"]);
         check("TWO.mesh.internal.", &["two"]);
         check("db.mesh.internal", &["two", "one"]);
+        check("all.db.mesh.internal", &["two", "one"]);
         check("127.64.0.2", &["two"]);
         check("100.64.0.1", &["one"]);
         check("::ffff:100.64.0.2", &["two"]);
@@ -328,6 +439,7 @@ mod tests {
             ".",
             "three",
             "two.mesh",
+            "all.two",
             "twomesh.internal",
             "mesh.internal",
             "127.0.0.1",

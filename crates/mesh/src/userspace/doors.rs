@@ -1,6 +1,8 @@
-//! Doors to other nodes' services: listeners at the loopback addresses that stand for them.
+//! Doors: listeners at the loopback addresses that stand for other nodes and for services.
 //!
-//! There is one for each port of each node that a rule names and lets this node use. Doors open and close with directory and gate.
+//! There is one for each port of each node that a rule names and lets this node use, and one for each single port of each service of which this node may use an endpoint.
+//! On a machine with a device, doors of services listen at ports of the node's own address, where [`Redirects`] lead what is sent to the service's. Doors open and close with
+//! directory and gate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -11,12 +13,15 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use super::carrier::Core;
+use super::consumer;
 use super::directory::{Directory, Member, loopback};
 use super::flow::Local;
-use crate::coordination::IdentityKey;
+use super::service::Protocol;
+use crate::coordination::{IdentityKey, Mode};
 use crate::policy::{Direction, Filter, Flow, Verdict};
+use crate::services::Redirects;
 
-/// Doors at once.
+/// Doors to nodes at once; those to services have a bound of their own.
 const MOST: usize = 1024;
 /// When a door is tried again that could not be opened.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -27,9 +32,18 @@ const TCP: u8 = 6;
 
 type Place = (Ipv4Addr, u16);
 
+/// Where a door leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Leads {
+    /// To a node.
+    Node(IdentityKey),
+    /// To one of the nodes of the service that is called so.
+    Service(String),
+}
+
 #[derive(Debug)]
 struct Door {
-    peer: IdentityKey,
+    leads: Leads,
     /// Closes it.
     close: CancellationToken,
 }
@@ -46,6 +60,16 @@ pub(super) struct Doors {
     state: Mutex<State>,
     /// Ports that are opened too where a rule lets this node use them, though only as part of a range.
     more: Vec<u16>,
+    redirects: Option<Arc<Redirects>>,
+}
+
+/// The doors to services that there should be, by the services' own addresses.
+fn wanted_services(directory: &Directory, filter: &Filter) -> BTreeMap<Place, Leads> {
+    let doors = directory.service_doors(filter, |protocol| protocol == Protocol::Tcp);
+    doors
+        .into_iter()
+        .map(|(service, address, _, port)| ((address, port), Leads::Service(service.name.clone())))
+        .collect()
 }
 
 /// Which doors there should be, and to whom they lead.
@@ -85,6 +109,17 @@ fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Plac
     wanted
 }
 
+/// A door that listens at any port of this node's own address, to which what is sent to the service leads.
+fn listen_behind(
+    redirects: &Redirects,
+    front: Place,
+    directory: &Directory,
+) -> std::io::Result<TcpListener> {
+    let listener = listen((directory.own().v4, 0))?;
+    redirects.open((TCP, front.0, front.1), listener.local_addr()?.port());
+    Ok(listener)
+}
+
 fn listen(place: Place) -> std::io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -93,10 +128,28 @@ fn listen(place: Place) -> std::io::Result<TcpListener> {
 }
 
 impl Doors {
-    pub(super) fn new(more: Vec<u16>) -> Self {
+    pub(super) fn new(more: Vec<u16>, redirects: Option<Arc<Redirects>>) -> Self {
         Self {
             state: Mutex::default(),
             more,
+            redirects,
+        }
+    }
+
+    /// Opens a door.
+    fn open_at(&self, core: &Core, place: Place, leads: &Leads) -> std::io::Result<TcpListener> {
+        let directory = core.directory();
+        match (leads, &self.redirects) {
+            (Leads::Node(_), _) => listen(place),
+            (Leads::Service(_), Some(redirects)) => listen_behind(redirects, place, &directory),
+            (Leads::Service(_), None) => listen((loopback(place.0).unwrap_or(place.0), place.1)),
+        }
+    }
+
+    /// What leads to a door that is closed leads nowhere.
+    fn closed(&self, place: Place, leads: &Leads) {
+        if let (Leads::Service(_), Some(redirects)) = (leads, &self.redirects) {
+            redirects.close((TCP, place.0, place.1));
         }
     }
 
@@ -125,24 +178,38 @@ impl Doors {
 
     /// Makes the doors what they should be; whether some could not be opened.
     fn arrange(&self, core: &Arc<Core>) -> bool {
-        let wanted = wanted(&core.directory(), &core.filter(), &self.more);
+        let (directory, filter) = (core.directory(), core.filter());
+        let nodes = wanted(&directory, &filter, &self.more).into_iter();
+        let nodes: Vec<_> = nodes
+            .map(|(place, peer)| (place, Leads::Node(peer)))
+            .collect();
+        // Where there is a device and nothing that leads to them, there are none.
+        let services = match (directory.own().mode, &self.redirects) {
+            (Mode::Tun, None) => BTreeMap::new(),
+            _ => wanted_services(&directory, &filter),
+        };
+        let many = services.len();
+        let wanted: BTreeMap<_, _> = services.into_iter().chain(nodes).collect();
         let mut state = self.state();
         state.open.retain(|place, door| {
-            let stay = wanted.get(place) == Some(&door.peer);
+            let stay = wanted.get(place) == Some(&door.leads);
             if !stay {
                 door.close.cancel();
+                self.closed(*place, &door.leads);
             }
             stay
         });
         let before = std::mem::take(&mut state.stuck);
-        for (place, peer) in wanted {
+        for (place, leads) in wanted {
             if state.open.contains_key(&place) {
                 continue;
             }
-            let listener = match listen(place) {
-                _ if state.open.len() >= MOST => Err("there are too many".to_owned()),
-                Ok(listener) => Ok(listener),
-                Err(error) => Err(error.to_string()),
+            let is_node = matches!(leads, Leads::Node(_));
+            let listener = if is_node && state.open.len() >= MOST + many {
+                Err("there are too many".to_owned())
+            } else {
+                let opened = self.open_at(core, place, &leads);
+                opened.map_err(|error| error.to_string())
             };
             match listener {
                 Ok(listener) => {
@@ -151,10 +218,10 @@ impl Doors {
                         Arc::clone(core),
                         listener,
                         place,
-                        peer,
+                        leads.clone(),
                         close.clone(),
                     ));
-                    state.open.insert(place, Door { peer, close });
+                    state.open.insert(place, Door { leads, close });
                 }
                 Err(why) => {
                     if !before.contains_key(&place) {
@@ -170,10 +237,24 @@ impl Doors {
         !state.stuck.is_empty()
     }
 
-    /// Where doors are open.
+    /// Where doors to nodes are open.
     pub(super) fn open(&self) -> Vec<SocketAddr> {
         let state = self.state();
-        state.open.keys().map(|place| (*place).into()).collect()
+        let nodes = state.open.iter();
+        nodes
+            .filter(|(_, door)| matches!(door.leads, Leads::Node(_)))
+            .map(|(place, _)| (*place).into())
+            .collect()
+    }
+
+    /// Where doors to services are open, by the services' own addresses.
+    pub(super) fn open_to_services(&self) -> Vec<SocketAddr> {
+        let state = self.state();
+        let services = state.open.iter();
+        services
+            .filter(|(_, door)| matches!(door.leads, Leads::Service(_)))
+            .map(|(place, _)| (*place).into())
+            .collect()
     }
 
     /// Where they should be and cannot, and why.
@@ -191,31 +272,44 @@ async fn attend(
     core: Arc<Core>,
     listener: TcpListener,
     place: Place,
-    peer: IdentityKey,
+    leads: Leads,
     close: CancellationToken,
 ) {
+    let behind = listener.local_addr().is_ok_and(|at| !at.ip().is_loopback());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = close.cancelled() => return,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, caller)) = accepted else {
             // No descriptors are left, perhaps; then some time must pass.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let near = Local::new(stream);
+        if behind && caller.ip() != place.0 {
+            // It did not come over the service's address: whoever it is, it is no program of this machine that meant the service.
+            continue;
+        }
         let task = Arc::clone(&core);
+        let leads = leads.clone();
         core.spawn(async move {
             let directory = task.directory();
-            let Some(member) = directory.by_identity(&peer) else {
-                return;
+            let opened = match &leads {
+                Leads::Node(peer) => match directory.by_identity(peer) {
+                    Some(member) => task.open(member, false, place.1).await,
+                    None => return,
+                },
+                Leads::Service(name) => match directory.service(name) {
+                    Some(service) => consumer::reach(&task, service, place.1).await,
+                    None => return,
+                },
             };
-            match task.open(member, false, place.1).await {
+            match opened {
                 Ok((far, rule)) => task.run(near, &[], far, rule).await,
                 // The caller sees a connection that is reset.
                 Err(refusal) => {
-                    tracing::debug!(node = %member.name, port = place.1, "no flow: {refusal}");
+                    tracing::debug!(?leads, port = place.1, "no flow: {refusal}");
                 }
             }
         });

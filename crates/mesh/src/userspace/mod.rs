@@ -23,6 +23,8 @@
 //!   service sees its callers' loopback addresses, not 127.0.0.1. Ports below 1024 need a capability or `ip_unprivileged_port_start`; a program that
 //!   listens at 0.0.0.0 takes its port from all doors, so it should listen at its own address. Doors are open to every program in the same network
 //!   namespace, as loopback is; a proxy has [`Credentials`].
+//! - *Services*: each has an address of its own, 100.127.x.y, and 127.127.x.y where there is no device, and doors at it that lead to one of its nodes
+//!   (`consumer`): through the tunnel where both have a device. What this node sees of endpoints, in connections and in `probes`, decides which ([`crate::services`]).
 //! - *Ends*: what one side ends in order the other sees end in order, each direction by itself; everything else is seen as a reset (`flow`).
 //! - *Bounds*: flows, connections with a node, handshakes, clients that have not said yet what they want, doors, what a flow and a connection hold in memory, and every wait.
 //!
@@ -54,12 +56,13 @@
 //! ```
 //!
 //! Absent: UDP; relays and ways through NAT (the endpoint runs over any [`quinn::AsyncUdpSocket`], see [`Userspace::start_over`], so that they can be put below);
-//! peers that speak nothing but WireGuard; doors for services as such (a service's name leads to its nodes' addresses).
+//! peers that speak nothing but WireGuard.
 
 mod arrival;
 mod book;
 mod carrier;
 pub mod connect;
+mod consumer;
 mod credentials;
 mod directory;
 mod doors;
@@ -67,7 +70,10 @@ mod flow;
 mod header;
 mod identity;
 mod links;
+mod probes;
 mod proxy;
+mod service;
+mod service_datagrams;
 pub mod socks;
 #[cfg(test)]
 mod tests;
@@ -82,12 +88,14 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use carrier::Core;
+pub use consumer::{EndpointView, PortView};
 pub use credentials::Credentials;
 pub use directory::{Directory, Member, loopback, mesh_address};
 use doors::Doors;
 pub use header::{Refusal, Request};
 pub use links::LinkStatus;
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
+pub use service::{Endpoint, Protocol, ServiceEntry};
 use tokio::net::TcpListener;
 pub(crate) use underlay::fuzz_signal;
 
@@ -97,6 +105,7 @@ use crate::flows::Records;
 use crate::key::PrivateKey;
 use crate::policy::FilterGate;
 use crate::relay::{RelayAddress, RelayStatus};
+use crate::services::Redirects;
 use underlay::Underlay;
 
 /// What the kernel keeps of datagrams that nobody has read yet; it gives as much of it as it may.
@@ -173,6 +182,8 @@ pub struct UserspaceOptions {
     pub doors: bool,
     /// Ports for doors beside those that rules name one by one, where a rule allows them as part of a range.
     pub door_ports: Vec<u16>,
+    /// What leads to doors of services on a machine with a device; without it, such a machine has none of these.
+    pub redirects: Option<Arc<Redirects>>,
     /// Whether connections are kept with the first few who may begin flows to this node, so that they can where nobody can connect to it: behind NAT.
     pub keep_in_touch: bool,
     /// What was declared.
@@ -195,6 +206,7 @@ impl UserspaceOptions {
             proxies: Vec::new(),
             doors: true,
             door_ports: Vec::new(),
+            redirects: None,
             keep_in_touch: false,
             services: Vec::new(),
             reach: Reach::Declared,
@@ -251,7 +263,9 @@ pub struct UserspaceStatus {
     pub sent: u64,
     /// Bytes carried from other nodes to sockets of this machine.
     pub received: u64,
-    /// Doors that are open.
+    /// Doors to services that are open for TCP, by the services' own addresses.
+    pub service_doors: Vec<SocketAddr>,
+    /// Doors to nodes that are open.
     pub doors: Vec<SocketAddr>,
     /// Doors that should be open and cannot, and why; they are tried again.
     pub stuck: Vec<(SocketAddr, String)>,
@@ -396,7 +410,11 @@ impl Userspace {
         for (listener, _, credentials) in listeners {
             core.spawn(proxy::serve(Arc::clone(&core), listener, credentials));
         }
-        let doors = Arc::new(Doors::new(options.door_ports));
+        core.spawn(probes::keep(Arc::clone(&core)));
+        if let Some(redirects) = options.redirects.clone().filter(|_| options.doors) {
+            core.spawn(service_datagrams::keep(Arc::clone(&core), redirects));
+        }
+        let doors = Arc::new(Doors::new(options.door_ports, options.redirects));
         if options.doors {
             core.spawn(Arc::clone(&doors).keep(Arc::clone(&core)));
         }
@@ -481,6 +499,28 @@ impl Userspace {
         self.core.probe(peer).await
     }
 
+    /// What this node sees of a service's port.
+    pub fn service(&self, service: &ServiceEntry, protocol: Protocol, port: u16) -> PortView {
+        let (directory, filter) = (self.core.directory(), self.core.filter());
+        let consumer = &self.core.consumer;
+        consumer.view(&directory, &filter, service, (protocol, port))
+    }
+
+    /// Takes names of services that somebody asked for, whose endpoints are then probed, until nobody tells any more.
+    pub fn follow_questions(&self, mut asked: tokio::sync::mpsc::Receiver<String>) {
+        let core = Arc::clone(&self.core);
+        self.core.spawn(async move {
+            while let Some(name) = asked.recv().await {
+                let directory = core.directory();
+                let service = directory.service(&name);
+                let ports = service.iter().flat_map(|service| &service.ports);
+                for (_, port) in ports.filter(|(protocol, _)| *protocol == Protocol::Tcp) {
+                    core.consumer.note_use(&name, *port);
+                }
+            }
+        });
+    }
+
     /// What is known of the connections with a node.
     pub fn peer(&self, peer: &IdentityKey) -> LinkStatus {
         self.core.link(peer)
@@ -498,6 +538,7 @@ impl Userspace {
             turned_away: counts.turned_away.load(Ordering::Relaxed),
             sent: counts.carried.out.load(Ordering::Relaxed),
             received: counts.carried.back.load(Ordering::Relaxed),
+            service_doors: self.doors.open_to_services(),
             doors: self.doors.open(),
             stuck: self.doors.stuck(),
         }

@@ -11,4 +11,5 @@ mod lab;
 mod life;
 mod moving;
 mod providers;
+mod services;
 mod traffic;

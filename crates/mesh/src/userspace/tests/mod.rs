@@ -6,6 +6,7 @@ mod home;
 mod hostile;
 mod proxies;
 mod records;
+mod services;
 mod underlay;
 
 use std::future::Future;
