@@ -1,6 +1,6 @@
 //! From a request to a machine that serves.
 
-use super::{handle::Sandbox, stage::Stage};
+use super::{handle::Sandbox, membership, stage::Stage};
 use crate::{
     journal::Record,
     parts::Parts,
@@ -165,6 +165,8 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
             let driver = started.machine.phases();
             parts.phases.record(&times, &driver);
             tracing::debug!(sandbox = %sandbox.id(), driver = ?driver.0, "started: {times}");
+        } else {
+            membership::detach(parts, sandbox).await;
         }
         result
     }
@@ -225,13 +227,25 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
             times.add(Phase::Network, clock.elapsed());
         }
 
+        let attached = match membership::attach(parts, sandbox, &slot).await {
+            Ok(attached) => attached,
+            Err(problem) => {
+                parts.pool.discard(claimed).await;
+                return Err(Failure::after_journal(problem));
+            }
+        };
+
         let clock = Instant::now();
         let spec = StartSpec {
             origin: self.source.origin,
             resources: request.resources,
             identity: identity(sandbox, parts.guest_port),
             host_name: request.id.to_string(),
-            name_servers: parts.network.name_servers(),
+            name_servers: match &attached {
+                Some(attached) => vec![attached.name_server],
+                None => parts.network.name_servers(),
+            },
+            search: attached.map(|attached| attached.domain),
             deadline: left().max(LEAST_START),
             renew: self.renew,
         };

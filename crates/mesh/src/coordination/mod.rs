@@ -22,6 +22,7 @@ mod book;
 mod identity;
 mod message;
 mod record;
+mod sandbox;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -37,5 +38,5 @@ pub use record::{
     Entry, Fingerprint, Mode, NodeRecord, RelayOffer, Voucher, label, overlay_v4, overlay_v6,
     overlay_v6_range,
 };
-pub use token::{Admission, NewToken, Token, TokenStatus};
+pub use token::{Admission, NewToken, SandboxSeat, Token, TokenStatus};
 pub use view::{Applied, Known, View, ViewError};

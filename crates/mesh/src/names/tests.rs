@@ -61,6 +61,7 @@ async fn server(upstream: Vec<SocketAddr>) -> Server {
     let options = ServerOptions {
         listen: vec![([127, 0, 0, 1], 0).into()],
         upstream,
+        ..ServerOptions::default()
     };
     Server::start(options, zone()).await.unwrap()
 }
@@ -178,6 +179,7 @@ async fn other_names_are_asked_on() {
         ServerOptions {
             listen: vec![([127, 0, 0, 1], 0).into()],
             upstream: vec![before.addresses()[0]],
+            ..ServerOptions::default()
         },
         zone,
     )

@@ -6,6 +6,10 @@
 //! Both ends of a tunnel compile the policy, and a node that no rule allows anything with is no peer: no handshake, no packet.
 //! What may pass between two that are peers is asked of a [`FilterGate`], packet by packet, at both ends.
 //!
+//! What local programs see of a node may be in another network namespace than the node ([`NodeOptions::programs`]): its device, where it answers questions for
+//! names, its doors, and the services that it calls. Its keys and the sockets that other nodes reach it at stay where the node is, so programs in there need not be
+//! trusted: they can send packets, and the gate is outside.
+//!
 //! A machine that allows no device has a node all the same ([`Mode::Userspace`], [`crate::userspace`]). `carriers` holds both kinds of ways: every
 //! node carries flows, so that those with a device and those without reach each other. Names lead to where programs on this machine find a
 //! node: its address in the mesh, or the loopback address that stands for it.
@@ -37,7 +41,7 @@ pub use relaying::RelayPorts;
 use relaying::Relaying;
 pub use state::{State, StateError};
 pub use status::{NodeStatus, PeerSummary, RelaySummary, RelayingSummary, Way};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::coordination::{
     Applied, JoinRequest, MOST_SERVICES, Mode, NodeRecord, RelayOffer, Signed, Token, View,
@@ -45,6 +49,7 @@ use crate::coordination::{
 };
 use crate::error::Error;
 use crate::names::{Server, ServerOptions};
+use crate::namespace::Namespace;
 use crate::policy::FilterGate;
 use crate::userspace::{Refusal, UserspaceError};
 
@@ -71,6 +76,8 @@ pub struct NodeOptions {
     pub upstream: Vec<SocketAddr>,
     /// Whether, and where, it is a relay for others.
     pub relay: Option<RelayPorts>,
+    /// The network namespace of the programs that it is for; absent, that of the calling thread.
+    pub programs: Option<Arc<Namespace>>,
 }
 
 /// Why a node is not up, or not any more.
@@ -184,6 +191,8 @@ pub struct Node {
     live: Mutex<Live>,
     /// Something is to be said to the coordinator.
     news: Notify,
+    /// Whether it ever had a map.
+    informed: watch::Sender<bool>,
 }
 
 fn now_ms() -> u64 {
@@ -243,6 +252,7 @@ async fn names(current: &Current, options: &NodeOptions) -> Result<Server, NodeE
         let server = ServerOptions {
             listen: std::iter::once(own).chain(options.dns.clone()).collect(),
             upstream: options.upstream.clone(),
+            namespace: options.programs.clone(),
         };
         result = Server::start(server, current.zone.clone()).await;
         if result.is_ok() {
@@ -265,7 +275,7 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let mode = options.mode;
         // Sockets first: what the node says of itself names their ports.
-        let sockets = Sockets::bind(mode, &mut state)?;
+        let sockets = Sockets::bind(mode, &mut state, options.programs.is_none())?;
         let (endpoints, flows) = sockets.endpoints(&options.endpoints);
         let relaying = match options.relay {
             Some(ports) => Some(Relaying::start(ports, &options.endpoints, &mut state)?),
@@ -305,12 +315,13 @@ impl Node {
         let range = overlay_v6_range(&state.coordinator);
         let current = Current::of(&view, &voucher, state.wireguard.public(), mode, range);
         // Its address first, which names are served at.
-        let device = carriers::device(mode, &voucher)?;
+        let device = carriers::device(mode, &voucher, options.programs.as_deref())?;
         let dns = names(&current, &options).await?;
         let own = dns.addresses().iter().map(SocketAddr::port);
         let carriers = Carriers::start(sockets, device, &state, &current, &options, own).await?;
         carriers.set_candidates(&said.endpoints, &said.flows);
         let name = voucher.name.clone();
+        let informed = watch::Sender::new(view.cursor() > 0);
         let node = Self {
             state: Mutex::new(state),
             voucher,
@@ -320,6 +331,7 @@ impl Node {
             relaying,
             dns,
             news: Notify::new(),
+            informed,
             live: Mutex::new(Live {
                 view,
                 current,
@@ -449,6 +461,16 @@ impl Node {
         self.carriers.end().await;
     }
 
+    /// Returns once it has a map, of now or of an earlier run: [`Node::follow`] brings it. Nothing passes before.
+    pub async fn informed(&self) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self
+            .informed
+            .subscribe()
+            .wait_for(|informed| *informed)
+            .await;
+    }
+
     /// Where names are asked for.
     pub fn dns(&self) -> &[SocketAddr] {
         self.dns.addresses()
@@ -489,6 +511,7 @@ impl Node {
         let mut live = self.live();
         let applied = live.view.apply(frame)?;
         self.carry_out(&mut live);
+        self.informed.send_replace(true);
         let state = self.state();
         for result in [state.save_map(&live.view), state.save()] {
             if let Err(error) = result {

@@ -14,6 +14,7 @@ use super::carrier::Core;
 use super::directory::{Directory, Member, loopback};
 use super::flow::Local;
 use crate::coordination::IdentityKey;
+use crate::namespace::{Namespace, socket_in};
 use crate::policy::{Direction, Filter, Flow, Verdict};
 
 /// Doors at once.
@@ -46,6 +47,8 @@ pub(super) struct Doors {
     state: Mutex<State>,
     /// Ports that are opened too where a rule lets this node use them, though only as part of a range.
     more: Vec<u16>,
+    /// Where the programs are that use them, if not in this process's network namespace.
+    programs: Option<Arc<Namespace>>,
 }
 
 /// Which doors there should be, and to whom they lead.
@@ -85,18 +88,19 @@ fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Plac
     wanted
 }
 
-fn listen(place: Place) -> std::io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
+fn listen(place: Place, programs: Option<&Namespace>) -> std::io::Result<TcpListener> {
+    let socket = socket_in(programs, TcpSocket::new_v4)?;
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddrV4::new(place.0, place.1).into())?;
     socket.listen(QUEUE)
 }
 
 impl Doors {
-    pub(super) fn new(more: Vec<u16>) -> Self {
+    pub(super) fn new(more: Vec<u16>, programs: Option<Arc<Namespace>>) -> Self {
         Self {
             state: Mutex::default(),
             more,
+            programs,
         }
     }
 
@@ -139,7 +143,7 @@ impl Doors {
             if state.open.contains_key(&place) {
                 continue;
             }
-            let listener = match listen(place) {
+            let listener = match listen(place, self.programs.as_deref()) {
                 _ if state.open.len() >= MOST => Err("there are too many".to_owned()),
                 Ok(listener) => Ok(listener),
                 Err(error) => Err(error.to_string()),

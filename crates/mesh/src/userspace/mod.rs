@@ -95,6 +95,7 @@ use crate::coordination::{Identity, IdentityKey};
 use crate::error::Error;
 use crate::flows::Records;
 use crate::key::PrivateKey;
+use crate::namespace::Namespace;
 use crate::policy::FilterGate;
 use crate::relay::{RelayAddress, RelayStatus};
 use underlay::Underlay;
@@ -179,6 +180,8 @@ pub struct UserspaceOptions {
     pub services: Vec<Service>,
     /// What of this machine others may reach.
     pub reach: Reach,
+    /// The network namespace of local programs: of doors, and of services. Absent, that of the calling thread.
+    pub programs: Option<Arc<Namespace>>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -198,6 +201,7 @@ impl UserspaceOptions {
             keep_in_touch: false,
             services: Vec::new(),
             reach: Reach::Declared,
+            programs: None,
             limits: Limits::default(),
         }
     }
@@ -381,7 +385,7 @@ impl Userspace {
         let address = endpoint.local_addr().map_err(failed)?;
         let core = Core::new(
             endpoint,
-            underlay,
+            (underlay, options.programs.clone()),
             credential,
             directory,
             options.gate,
@@ -396,7 +400,7 @@ impl Userspace {
         for (listener, _, credentials) in listeners {
             core.spawn(proxy::serve(Arc::clone(&core), listener, credentials));
         }
-        let doors = Arc::new(Doors::new(options.door_ports));
+        let doors = Arc::new(Doors::new(options.door_ports, options.programs));
         if options.doors {
             core.spawn(Arc::clone(&doors).keep(Arc::clone(&core)));
         }
