@@ -184,7 +184,7 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
 
         let clock = Instant::now();
         let turn = tokio::time::timeout(left(), parts.starts.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
+        let Ok(Ok(turn)) = turn else {
             return Err(Failure::before_journal(Problem::new(
                 ErrorCode::Unavailable,
                 "too many sandboxes are starting on this node",
@@ -227,6 +227,8 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
             times.add(Phase::Network, clock.elapsed());
         }
 
+        // Joining may have to wait for others, and must not take anybody's turn meanwhile.
+        let turn = request.mesh.is_none().then_some(turn);
         let attached = match membership::attach(parts, sandbox, &slot).await {
             Ok(attached) => attached,
             Err(problem) => {
@@ -250,6 +252,7 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
             renew: self.renew,
         };
         let machine = run(parts, claimed.prepared, spec, &slot).await?;
+        drop(turn);
         times.add(Phase::Start, clock.elapsed());
 
         let clock = Instant::now();

@@ -163,7 +163,8 @@ impl Keeping {
         }
     }
 
-    async fn start(&self, link: &Later) -> Result<Node, NodeError> {
+    /// The node, and whether it was there before.
+    async fn start(&self, link: &Later) -> Result<(Node, bool), NodeError> {
         let text = self.membership.token.expose();
         let token: Token = text.parse()?;
         let (directory, coordinator, url) =
@@ -180,7 +181,9 @@ impl Keeping {
             programs: Some(Arc::clone(&self.namespace)),
             ..NodeOptions::default()
         };
-        Node::start(state, Some(&token), options, link).await
+        let back = state.voucher.is_some();
+        let node = Node::start(state, Some(&token), options, link).await?;
+        Ok((node, back))
     }
 
     async fn run(&self, first: &mut Option<First>, stop: &CancellationToken) -> End {
@@ -188,13 +191,16 @@ impl Keeping {
             return End::Out;
         }
         let link = Later(self.link.clone());
-        let node = tokio::select! {
+        let (node, back) = tokio::select! {
             () = stop.cancelled() => return End::Stopped,
             node = self.start(&link) => match node {
-                Ok(node) => node,
+                Ok(started) => started,
                 Err(error) => return End::Failed(error),
             },
         };
+        if back {
+            node.greet();
+        }
         let mut following = pin!(node.follow(&link));
         let informed = async {
             node.informed().await;

@@ -171,20 +171,26 @@ impl Ends {
     /// Takes out those that are gone at two looks in a row.
     pub(crate) async fn look(&mut self, mesh: &Coordinator, nodes: &Nodes) {
         let known = mesh.look(Book::sandboxes).await;
-        let before = std::mem::take(&mut self.absent);
+        let mut absent = BTreeSet::new();
         for id in known.iter().filter_map(|id| id.parse::<SandboxId>().ok()) {
             // A node that does not answer may have it.
             let Some(node) = nodes.of(&id) else { continue };
-            let gone = match ask(node.get(&id)).await {
-                Ok(status) => !status.is_some_and(|status| is_live(&status)),
-                Err(_) => false,
-            };
-            if gone && before.contains(&id) {
-                mesh.release(&id).await;
-            } else if gone {
-                self.absent.insert(id);
+            if let Ok(status) = ask(node.get(&id)).await
+                && !status.is_some_and(|status| is_live(&status))
+            {
+                absent.insert(id);
             }
         }
+        for id in self.judge(absent) {
+            mesh.release(&id).await;
+        }
+    }
+
+    /// Which of those that are absent are gone.
+    fn judge(&mut self, absent: BTreeSet<SandboxId>) -> BTreeSet<SandboxId> {
+        let (gone, new) = absent.into_iter().partition(|id| self.absent.contains(id));
+        self.absent = new;
+        gone
     }
 }
 
@@ -242,6 +248,19 @@ ports = ["tcp/5432"]
         asked('b', true, &["db"], Some("anything")).unwrap();
         let problem = asked('b', true, &["bd"], None).unwrap_err();
         assert!(problem.cause.contains("names no tag `bd`"), "{problem:?}");
+    }
+
+    #[test]
+    fn who_is_gone_is_gone_at_the_second_look() {
+        let ids = |numbers: &[u8]| -> BTreeSet<SandboxId> {
+            let id = |number: &u8| format!("i{number:020}").parse().unwrap();
+            numbers.iter().map(id).collect()
+        };
+        let mut ends = Ends::default();
+        assert_eq!(ends.judge(ids(&[1, 2])), ids(&[]));
+        // One was only being created; another is absent since.
+        assert_eq!(ends.judge(ids(&[2, 3])), ids(&[2]));
+        assert_eq!(ends.judge(ids(&[1])), ids(&[]));
     }
 
     #[test]

@@ -89,3 +89,87 @@ impl Book {
         joined.chain(invited).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::simulation::{NOW, Station, write};
+    use super::super::{BookOptions, Identity};
+    use super::*;
+
+    fn seat(id: &str, name: &str) -> SandboxSeat {
+        SandboxSeat {
+            id: id.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn invite(book: &Book, id: &str, name: &str) -> Result<Plan<Token>, Refusal> {
+        let tags = BTreeSet::from(["ci".to_owned()]);
+        book.sandbox_token(seat(id, name), tags, "here", NOW)
+    }
+
+    fn book() -> Book {
+        Book::new(Identity::from_seed([9; 32]), BookOptions::default(), NOW)
+    }
+
+    fn invited(book: &mut Book, id: &str, name: &str) -> Token {
+        let plan = invite(book, id, name).unwrap();
+        write(book, plan)
+    }
+
+    #[test]
+    fn a_sandbox_is_in_under_its_name_until_it_is_released() {
+        let mut book = book();
+        let token = invited(&mut book, "i1", "ci-1");
+        let station = Station::new(1, book.key());
+        let plan = book.join(&station.request(&token), NOW).unwrap();
+        write(&mut book, plan);
+        let member = &book.members()[0];
+        assert_eq!(
+            (&*member.voucher.name, member.sandbox.as_deref()),
+            ("ci-1", Some("i1"))
+        );
+        // Silence does not end it, and nobody else has its name.
+        assert!(book.sweep(NOW + 10_000_000_000).is_none());
+        assert!(matches!(
+            invite(&book, "i2", "ci-1"),
+            Err(Refusal::Invalid(_))
+        ));
+        let plan = book.release("i1").unwrap();
+        assert_eq!(write(&mut book, plan), Some(station.identity.public()));
+        assert!(book.members().is_empty() && book.tokens().is_empty());
+        assert_eq!(
+            book.release("i1").unwrap_err(),
+            Refusal::Unknown("sandbox in the mesh")
+        );
+        // It cannot come back, and its name is free.
+        let again = station.request(&token);
+        assert_eq!(book.join(&again, NOW).unwrap_err(), Refusal::Token);
+        invited(&mut book, "i2", "ci-1");
+    }
+
+    #[test]
+    fn of_two_that_want_a_name_one_gets_it_and_nobody_gets_another() {
+        let mut book = book();
+        let tokens = ["i1", "i2"].map(|id| invited(&mut book, id, "ci-1"));
+        assert_eq!(book.sandboxes().len(), 2);
+        let request = |seed, token| Station::new(seed, book.key()).request(token);
+        let (first, second) = (request(1, &tokens[0]), request(2, &tokens[1]));
+        let plan = book.join(&first, NOW).unwrap();
+        write(&mut book, plan);
+        assert!(matches!(book.join(&second, NOW), Err(Refusal::Invalid(_))));
+        let plan = book.release("i2").unwrap();
+        assert_eq!(write(&mut book, plan), None);
+        assert_eq!(book.sandboxes(), BTreeSet::from(["i1".to_owned()]));
+    }
+
+    #[test]
+    fn a_name_is_a_label() {
+        for name in ["", "CI-1", "a.b", "-a", &"x".repeat(57)] {
+            assert!(
+                matches!(invite(&book(), "i1", name), Err(Refusal::Invalid(_))),
+                "{name}"
+            );
+        }
+    }
+}

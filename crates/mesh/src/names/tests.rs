@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use tokio::process::Command;
 
 use super::*;
-use crate::Prefix;
 use crate::policy::{Policy, Subject};
+use crate::{Namespace, Prefix};
 
 const POLICY: &str = r#"
 [services.db]
@@ -280,5 +281,49 @@ async fn who_is_not_ready_is_left_out_unless_nobody_is() {
         ));
         let answers = dig(&server, "+short db.mesh.internal").await;
         assert_eq!(answers.lines().count(), expected, "{answers}");
+    }
+}
+
+/// A question for the address of a name, as RFC 1035 writes it.
+fn question(name: &str) -> Vec<u8> {
+    let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        bytes.push(u8::try_from(label.len()).unwrap());
+        bytes.extend(label.as_bytes());
+    }
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}
+
+#[tokio::test]
+async fn in_another_namespace_questions_come_from_there_and_are_asked_on_from_there() {
+    // Reached from here alone.
+    let before = server(Vec::new()).await;
+    let inside = Arc::new(Namespace::unnamed().unwrap());
+    inside
+        .within(|| crate::link::Links::open()?.bring_up(1, u16::MAX, 100))
+        .unwrap();
+    let policy = Policy::parse("domain = \"other.internal\"").unwrap();
+    let zone = Zone::new(&policy, &[], Prefix::new("fd01::".parse().unwrap(), 48), 1);
+    let asks = async |namespace: Option<&Arc<Namespace>>, name: &str, datagram: bool| {
+        let options = ServerOptions {
+            listen: vec![([127, 0, 0, 1], 0).into()],
+            upstream: vec![before.addresses()[0]],
+            namespace: namespace.cloned(),
+        };
+        let server = Server::start(options, zone.clone()).await.unwrap();
+        let namespace = namespace.map(|namespace| &**namespace);
+        let asked = question(name);
+        let answer = super::forward::ask(server.addresses(), &asked, datagram, namespace).await;
+        // The last four bits say how it went.
+        answer.map(|answer| answer[3] & 0xf)
+    };
+    for datagram in [true, false] {
+        let here = asks(None, "db-2.mesh.internal", datagram).await;
+        assert_eq!(here, Some(0));
+        let there = asks(Some(&inside), "db-2.mesh.internal", datagram).await;
+        assert_eq!(there, Some(2), "nobody can be asked from there");
+        let own = asks(Some(&inside), "nobody.other.internal", datagram).await;
+        assert_eq!(own, Some(3), "what it knows itself it answers there");
     }
 }

@@ -343,6 +343,13 @@ impl Carriers {
         self.tunnels.as_ref().filter(|_| peer.mode.is_tun())
     }
 
+    /// Has a new session made with another that there is a tunnel to.
+    pub(super) fn greet(&self, key: &PublicKey, peer: &Peer) {
+        if let Some(engine) = self.tunnel(peer) {
+            engine.probe(key);
+        }
+    }
+
     /// Measures the way to another; `None` where the tunnel was asked, which says so itself when it knows.
     pub(super) async fn probe(
         &self,

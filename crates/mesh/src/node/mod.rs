@@ -55,6 +55,8 @@ use crate::userspace::{Refusal, UserspaceError};
 
 /// Where a node without a device answers questions for names, if it may: where programs ask, where those ask who know, anywhere.
 const NAMES_PORTS: [u16; 3] = [53, 5353, 0];
+/// How many others are told at once that a node is back.
+const MOST_GREETED: usize = 64;
 /// How long to wait before the coordinator is asked again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -469,6 +471,15 @@ impl Node {
             .subscribe()
             .wait_for(|informed| *informed)
             .await;
+    }
+
+    /// Lets others know that this node is back: those who had a tunnel with it hold on to a session that it has lost, for up to 15 s, and may
+    /// have nothing that asks for an answer. The first few are told; the others find out.
+    pub fn greet(&self) {
+        let live = self.live();
+        for (key, peer) in live.current.peers.iter().take(MOST_GREETED) {
+            self.carriers.greet(key, peer);
+        }
     }
 
     /// Where names are asked for.
