@@ -59,7 +59,7 @@ impl Sandboxes {
                 let now = Instant::now();
                 let idempotency = &self.plane.idempotency;
                 match idempotency.begin(&self.tenant, key, fingerprint.into(), now)? {
-                    First::No(answer) => return Ok(answer),
+                    First::No(answer) => return Ok(*answer),
                     First::Yes(attempt) => Some(attempt),
                 }
             }
