@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -28,17 +29,27 @@ to = ["service:shop"]
 from = ["tag:web"]
 to = ["tag:ci"]
 ports = ["tcp/8081"]
+
+[[allow]]
+from = ["tag:ci"]
+to = ["node:node-3"]
+ports = ["tcp/8090"]
 """
 
-# Runs a command with the official SDK: SANDBOX COMMAND. Prints its exit code and what it printed, as JSON.
+# Runs commands with the official SDK: each line is [SANDBOX, COMMAND], and answered by [EXIT CODE, OUTPUT].
 SDK = """
 import json, sys
 from e2b import CommandExitException, Sandbox
-try:
-    done = Sandbox.connect(sys.argv[1]).commands.run(sys.argv[2], user="root", timeout=30)
-except CommandExitException as failure:
-    done = failure
-print(json.dumps([done.exit_code, done.stdout + done.stderr]))
+for line in sys.stdin:
+    sandbox, command = json.loads(line)
+    try:
+        done = Sandbox.connect(sandbox).commands.run(command, user="root", timeout=30)
+        answer = [done.exit_code, done.stdout + done.stderr]
+    except CommandExitException as failure:
+        answer = [failure.exit_code, failure.stdout + failure.stderr]
+    except Exception as failure:
+        answer = [None, repr(failure)]
+    print(json.dumps(answer), flush=True)
 """
 
 # Prints the first line that comes from HOST PORT.
@@ -57,14 +68,25 @@ all = [threading.Thread(target=knock, args=[place]) for place in PLACES]
 [one.start() for one in all]
 [one.join() for one in all]
 """
-SERVE = "python3 -m http.server 8081 --bind :: >/dev/null 2>&1 & sleep 0.1; until ss -Hltn | grep -q 8081; do sleep 0.05; done"
+# Greets whoever comes.
+SERVE = """
+cat >/tmp/serve.py <<'END'
+import socket
+server = socket.create_server(("::", 8081), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    with server.accept()[0] as caller:
+        caller.sendall(b"hello")
+END
+setsid python3 /tmp/serve.py >/dev/null 2>&1 &
+until ss -Hltn | grep -q 8081; do sleep 0.05; done
+"""
 
 
 @pytest.fixture
 def world():
     folder = os.path.join(WORK, f"mesh-{os.getpid()}-sandboxes")
     os.makedirs(folder)
-    made = World(folder, nodes=2, data=os.path.realpath(copy_of_golden("mesh-sandboxes")))
+    made = World(folder, nodes=3, data=os.path.realpath(copy_of_golden("mesh-sandboxes")))
     yield made
     made.end()
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +98,13 @@ class Tenant:
     def __init__(self, world, key):
         self.world, self.key = world, key
         self.environment = {"ATOLL_API_KEY": key, "ATOLL_URL": world.url}
-        self.sdk = {"E2B_API_KEY": key, "E2B_API_URL": world.url, "E2B_SANDBOX_URL": world.url}
+        sdk = {"E2B_API_KEY": key, "E2B_API_URL": world.url, "E2B_SANDBOX_URL": world.url}
+        self.sdk = subprocess.Popen(
+            world.spaces[0].words(sys.executable, "-c", SDK),
+            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+            env={**os.environ, **sdk},
+        )
+        world.processes.append(self.sdk)
 
     def atoll(self, *words, check=True):
         return self.world.spaces[0].run(BINARY, *words, check=check, env=self.environment)
@@ -85,7 +113,9 @@ class Tenant:
         return json.loads(self.atoll("create", "base", "--json", *words).stdout)
 
     def run(self, sandbox, command):
-        return json.loads(self.world.spaces[0].run(sys.executable, "-c", SDK, sandbox, command, env=self.sdk).stdout)
+        self.sdk.stdin.write(json.dumps([sandbox, command]) + "\n")
+        self.sdk.stdin.flush()
+        return json.loads(self.sdk.stdout.readline())
 
     def hears(self, sandbox, host, port):
         """What a program in the sandbox hears from there; None if nothing."""
@@ -126,8 +156,11 @@ def test_a_sandbox_is_in_the_mesh_as_far_as_policy_goes_and_as_long_as_it_lives(
     world.atoll("policy", "set", path)
     _, shop = world.node(1, world.token("--tags", "shop"))
     _, web = world.node(2, world.token("--tags", "web"))
-    for port in (8080, 8082):
-        world.start(1, f"service-{port}", "python3", "-c", COUNTER, str(port))
+    # One without a device.
+    words = BINARY, "mesh", "up", "--state", world.state(3), "--name", "node-3", "--mode", "userspace"
+    world.start(3, "node-3", *words, env={"ATOLL_MESH_TOKEN": world.token("--tags", "web")})
+    for number, port in (1, 8080), (1, 8082), (3, 8090):
+        world.start(number, f"service-{port}", "python3", "-c", COUNTER, str(port))
 
     # Nobody takes a tag or a name that is not for him.
     for who, words, cause in [
@@ -138,7 +171,7 @@ def test_a_sandbox_is_in_the_mesh_as_far_as_policy_goes_and_as_long_as_it_lives(
         refused = who.atoll("create", "base", *words, check=False)
         assert refused.returncode != 0 and cause in refused.stderr, refused.stderr
         assert "hint:" in refused.stderr, refused.stderr
-    assert set(members(world)) == {"node-1", "node-2"}
+    assert set(members(world)) == {"node-1", "node-2", "node-3"}
 
     made = owner.create("--mesh", "ci", "--mesh-name", "ci-1")
     box, place = made["sandboxID"], made["mesh"]
@@ -153,6 +186,7 @@ def test_a_sandbox_is_in_the_mesh_as_far_as_policy_goes_and_as_long_as_it_lives(
     assert owner.run(box, "cat /etc/resolv.conf")[1].split() == ["nameserver", address, "search", "mesh.internal"]
     assert owner.hears(box, "shop.mesh.internal", 8080) == "0"
     beyond = (shop, 8082), (web, 22), (world.spaces[1].address, 8080), (world.spaces[0].address, 3000)
+    assert owner.hears(box, "node-3", 8090) == "0"
     allowed = ("node-1", 8080), ("shop", 8080), (shop, 8080)
     assert sorted(owner.reaches(box, *allowed, *beyond)) == sorted(map(str, allowed))
     # It may choose the device, and gets no further for it.
@@ -163,15 +197,16 @@ def test_a_sandbox_is_in_the_mesh_as_far_as_policy_goes_and_as_long_as_it_lives(
     assert world.look_up(2, web, "ci-1.mesh.internal") == [address]
     for own in place["addresses"]:
         wait_until(lambda own=own: world.knocks(2, own, 8081, 1), PATIENCE, "the sandbox is reached")
+    door = address.replace("100.", "127.")
+    wait_until(lambda: world.hears(3, door, 8081, 2), PATIENCE, "the sandbox is reached without a device")
     assert not world.knocks(1, address, 8081, 1)
     assert not world.knocks(2, address, 49983, 1)
 
     # Root inside changes nothing of it, and finds no key.
     changes = ("ip link set atoll0 down", "ip address add 100.64.9.9/32 dev atoll0", "ip route add 8.8.8.8 dev atoll0")
     changes += ("python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)'",)
-    for change in changes:
-        code, output = owner.run(box, change)
-        assert code != 0 and "not permitted" in output, (change, output)
+    _, output = owner.run(box, "; ".join(f"{change} 2>&1 || echo failed" for change in changes))
+    assert output.count("failed") == output.count("not permitted") == len(changes), output
 
     # One without an identity has nothing of it.
     plain = owner.create()["sandboxID"]
