@@ -194,6 +194,11 @@ def layer_files(data_dir: str) -> list[str]:
     ]
 
 
+def mesh_identities(data_dir: str) -> list[str]:
+    """Who sandboxes were in the mesh: kept for as long as they live."""
+    return [f"mesh identity {path}" for path in glob.glob(f"{data_dir}/agent/mesh/*")]
+
+
 def everything(data_dir: str) -> list[str]:
     """All traces of the instance; empty when it has left nothing."""
     data_dir = os.path.realpath(data_dir)
@@ -208,4 +213,5 @@ def everything(data_dir: str) -> list[str]:
         + mounts(data_dir)
         + loop_devices(data_dir)
         + layer_files(data_dir)
+        + mesh_identities(data_dir)
     )

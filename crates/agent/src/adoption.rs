@@ -88,6 +88,13 @@ pub(crate) async fn adopt(parts: &Arc<Parts>, mut ledger: Ledger) -> Result<(), 
         settle(parts, live, &adopted.found).await?;
     }
     keep_states(parts, &found).await;
+    if let Some(members) = &parts.members {
+        let keep: Vec<_> = found
+            .iter()
+            .map(|(live, _)| live.request.id.clone())
+            .collect();
+        members.sweep(&keep).await;
+    }
     parts.registry.remember(ledger.past.into_values());
     for (live, adopted) in found {
         go_on(parts, &live, adopted);

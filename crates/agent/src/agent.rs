@@ -84,6 +84,7 @@ impl Agent {
             driver: options.driver,
             images: options.images,
             network: options.network,
+            members: options.members,
             journal,
             pool: Arc::new(Pool::new(
                 preparer,

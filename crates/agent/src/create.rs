@@ -111,6 +111,7 @@ impl Agent {
                 "a sandbox needs at least one processor and some memory".into(),
             ));
         }
+        crate::sandbox::check_membership(parts, request.mesh.as_ref())?;
         let told = told_length(request);
         if told > TOLD_MAX {
             return Err(Problem::new(

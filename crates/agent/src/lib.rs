@@ -26,6 +26,7 @@ mod images;
 mod journal;
 mod locate;
 mod logs;
+mod mesh;
 mod metrics;
 pub mod network;
 mod node;
@@ -47,6 +48,7 @@ pub use agent::Agent;
 pub use images::{Images, Root};
 #[doc(hidden)]
 pub use logs::count_guest_lines;
+pub use mesh::{Attached, Members};
 pub use options::{AgentOptions, GUEST_PORT, Limits, OnExit, PoolOptions};
 pub use phases::{Phase, PhaseSummary};
 pub use slots::Slots;

@@ -1,6 +1,6 @@
 //! What an agent is told when it starts.
 
-use crate::{Images, Slots};
+use crate::{Images, Members, Slots};
 use api::{Bytes, NodeId};
 use driver::Driver;
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -24,6 +24,8 @@ pub struct AgentOptions {
     pub images: Arc<dyn Images>,
     /// Where network slots come from.
     pub network: Arc<dyn Slots>,
+    /// Who keeps sandboxes in the mesh; absent, none may be there.
+    pub members: Option<Arc<dyn Members>>,
     /// How much sandboxes may use together.
     pub limits: Limits,
     /// How many sandboxes are prepared ahead.

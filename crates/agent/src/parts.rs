@@ -2,7 +2,8 @@
 
 use crate::{
     admission::Admission, facts::Facts, images::Images, journal::Journal, logs::LogStore,
-    phases::Phases, pool::Pool, sandbox::Registry, slots::Slots, states::States, templates::Making,
+    mesh::Members, phases::Phases, pool::Pool, sandbox::Registry, slots::Slots, states::States,
+    templates::Making,
 };
 use api::NodeId;
 use driver::Driver;
@@ -17,6 +18,7 @@ pub(crate) struct Parts {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) images: Arc<dyn Images>,
     pub(crate) network: Arc<dyn Slots>,
+    pub(crate) members: Option<Arc<dyn Members>>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) facts: Arc<Facts>,
     pub(crate) admission: Arc<Admission>,

@@ -170,6 +170,8 @@ impl Agent {
             timeout: child.timeout,
             metadata: child.metadata,
             network: parent.view().network,
+            // Nobody is in the mesh twice.
+            mesh: None,
             ..(*parent.request).clone()
         };
         self.create_from(request, Some(lease)).await

@@ -257,6 +257,7 @@ impl<'a> Template<'a> {
             },
             host_name: "template".into(),
             name_servers: self.parts.network.name_servers(),
+            search: None,
             deadline: BOOT_DEADLINE,
             renew: true,
         })

@@ -11,7 +11,12 @@ use crate::{
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 /// Everything a node needs to start one sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +49,31 @@ pub struct CreateSandbox {
     pub access_token: Option<Secret>,
     /// The token that opens its ports, where `network.allow_public_traffic` is false.
     pub traffic_token: Option<Secret>,
+    /// Who it is to be in the mesh; nobody if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<MeshMembership>,
+}
+
+/// Who a sandbox is to be in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshMembership {
+    /// What it is called there: a DNS label.
+    pub name: String,
+    /// What policy knows it by.
+    pub tags: BTreeSet<String>,
+    /// What its node joins with: good once, and for nobody else.
+    pub token: Secret,
+}
+
+/// A sandbox as others find it in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshPlace {
+    /// Its name there, with the domain: `ci-7.mesh.internal`.
+    pub name: String,
+    /// Its addresses there, the one of IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// What policy knows it by.
+    pub tags: BTreeSet<String>,
 }
 
 /// A template build as a sandbox needs it.
@@ -188,6 +218,9 @@ pub struct SandboxStatus {
     /// Since when it is paused; none unless it is. Its deadline does not count meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
+    /// Where it is found in the mesh, if it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<MeshPlace>,
 }
 
 /// What [`Node::resume`] found and did.

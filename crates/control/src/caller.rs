@@ -31,7 +31,7 @@ impl Caller {
 
     /// The sandboxes of his tenant.
     pub(crate) fn sandboxes(&self) -> Sandboxes {
-        Sandboxes::new(self.plane.clone(), self.key.tenant.clone())
+        Sandboxes::new(self.plane.clone(), self.key.tenant.clone(), self.is_admin())
     }
 
     /// The templates that his tenant may use.

@@ -4,7 +4,7 @@ use crate::{
     catalogue::{Catalogue, Collections},
     idempotency::Idempotency,
     keys::{self, FirstKey},
-    mesh::Coordinator,
+    mesh::{Coordinator, Ends, MeshLink},
     nodes::Nodes,
     plane::{Plane, Starts},
     routes,
@@ -160,14 +160,18 @@ impl Control {
                 () = other.follow() => {}
             }
         });
-        let stopped = stop.clone();
+        let (hosts, stopped) = (nodes.clone(), stop.clone());
         tasks.spawn(async move {
+            let mut ends = Ends::default();
             let mut beat = tokio::time::interval(SWEEP);
             beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
                     () = stopped.cancelled() => return,
-                    _ = beat.tick() => mesh.sweep().await,
+                    _ = beat.tick() => {
+                        mesh.sweep().await;
+                        ends.look(&mesh, &hosts).await;
+                    }
                 }
             }
         });
@@ -193,6 +197,11 @@ impl Control {
     /// The public API. Every request that is not for a sandbox's port belongs to it.
     pub fn router(&self) -> axum::Router {
         routes::router(self.plane.clone())
+    }
+
+    /// The way of this process's own nodes to the coordinator of the mesh.
+    pub fn mesh(&self) -> MeshLink {
+        MeshLink::new(self.plane.mesh.clone())
     }
 
     /// Whether a key opens the API now.

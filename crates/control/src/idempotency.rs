@@ -65,7 +65,7 @@ pub(crate) enum First {
     /// It is new: create, and say what came of it.
     Yes(Attempt),
     /// It was answered before.
-    No(Sandbox),
+    No(Box<Sandbox>),
 }
 
 /// A creation under way. Dropped without an answer, it is forgotten.
@@ -109,7 +109,7 @@ impl Idempotency {
             Some(Entry {
                 answer: Some(answer),
                 ..
-            }) => Ok(First::No(answer.clone())),
+            }) => Ok(First::No(Box::new(answer.clone()))),
             Some(_) => Err(Problem::new(
                 ErrorCode::IdempotencyInProgress,
                 "The first request with this idempotency key is still under way",

@@ -34,4 +34,5 @@ mod usage;
 
 pub use control::{Control, ControlOptions, Limits};
 pub use keys::FirstKey;
+pub use mesh::MeshLink;
 pub use routes::openapi;

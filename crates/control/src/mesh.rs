@@ -19,16 +19,20 @@
 
 mod certificates;
 mod joins;
+mod link;
 mod news;
+mod sandboxes;
 
 use api::{ErrorCode, Problem};
 use bytes::Bytes;
 use futures::StreamExt;
+pub use link::MeshLink;
 use mesh::coordination::{
     Book, BookOptions, Farewell, Identity, Plan, Refusal, Signed, WatchRequest, Write,
 };
 use mesh::workload::Authority;
 use news::News;
+pub(crate) use sandboxes::{Applicant, Ends, check_template};
 use std::{sync::Arc, time::Duration};
 use store::{Condition, Operation, Outcome, Range, Revision, Store, StoreError, Transaction};
 use tokio::sync::{Mutex, OnceCell, Semaphore};

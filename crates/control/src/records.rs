@@ -11,7 +11,7 @@
 
 use api::{
     BuildId, Bytes, ImageDigest, NodeId, Resources, SandboxId, Secret, TemplateId, TenantId,
-    rest::{template::BuildStatus, v1::Role},
+    rest::{sandbox::NewMeshIdentity, template::BuildStatus, v1::Role},
     template::{Requester, TemplateSource},
 };
 use jiff::Timestamp;
@@ -121,6 +121,9 @@ pub(crate) struct Recipe {
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) user: Option<String>,
     pub(crate) working_directory: Option<String>,
+    /// Who its sandboxes are to be in the mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mesh: Option<NewMeshIdentity>,
 }
 
 /// What came out of a build: the recipe and the image's own configuration merged.

@@ -135,6 +135,8 @@ pub struct StartSpec {
     pub host_name: String,
     /// Name servers, written to `/etc/resolv.conf` inside.
     pub name_servers: Vec<std::net::IpAddr>,
+    /// The domain that short names are looked up in, if there is one. Machines are given none.
+    pub search: Option<String>,
     /// How long starting may take.
     pub deadline: Duration,
     /// Whether a guest that comes out of a saved memory becomes somebody new, as in a fork, and not

@@ -86,6 +86,26 @@ impl Namespace {
     }
 }
 
+/// Makes a socket in a namespace, where it stays, or in that of the calling thread.
+pub(crate) fn socket_in<T: Send>(
+    namespace: Option<&Namespace>,
+    make: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    match namespace {
+        None => make(),
+        Some(namespace) => namespace
+            .within(|| Ok(make()))
+            .unwrap_or_else(|error| Err(io::Error::other(error))),
+    }
+}
+
+impl From<OwnedFd> for Namespace {
+    /// A handle of a network namespace that somebody else opened.
+    fn from(handle: OwnedFd) -> Self {
+        Self(handle)
+    }
+}
+
 impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

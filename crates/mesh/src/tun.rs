@@ -100,12 +100,12 @@ impl Tun {
     /// a route is refused.
     pub fn create(options: &TunOptions, namespace: Option<&Namespace>) -> Result<Self, Error> {
         match namespace {
-            Some(namespace) => namespace.within(|| Self::create_here(options)),
-            None => Self::create_here(options),
+            Some(namespace) => namespace.within(|| Self::create_here(options, true)),
+            None => Self::create_here(options, false),
         }
     }
 
-    fn create_here(options: &TunOptions) -> Result<Self, Error> {
+    fn create_here(options: &TunOptions, theirs: bool) -> Result<Self, Error> {
         let name = options.name.as_bytes();
         let valid = !name.is_empty()
             && name.len() < libc::IFNAMSIZ
@@ -134,6 +134,13 @@ impl Tun {
         tun.offload = tun.offload.min(options.offload);
         tun.negotiate();
         tun.mtu = options.mtu;
+        if theirs && options.addresses.iter().any(|(own, _)| own.is_ipv6()) {
+            // A namespace that has no IPv6 elsewhere has it here. If that is refused, so is the address.
+            let _ = std::fs::write(
+                format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", tun.name),
+                "0",
+            );
+        }
         let links = Links::open()?;
         links.bring_up(tun.index, options.mtu, options.queue)?;
         for (address, length) in &options.addresses {

@@ -116,6 +116,7 @@ pub(crate) fn status(
         address: None,
         paused_with_memory: None,
         paused_at: None,
+        mesh: None,
     }
 }
 

@@ -48,6 +48,7 @@ fn request(number: u32) -> Arc<CreateSandbox> {
         network: NetworkPolicy::default(),
         access_token: Some(Secret::new("hunter2")),
         traffic_token: None,
+        mesh: None,
     })
 }
 

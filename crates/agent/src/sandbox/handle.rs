@@ -8,7 +8,10 @@ use crate::{
 };
 use api::{
     Problem, SandboxId, Secret,
-    node::{CreateSandbox, EndReason, MetricSample, NetworkPolicy, SandboxState, SandboxStatus},
+    node::{
+        CreateSandbox, EndReason, MeshPlace, MetricSample, NetworkPolicy, SandboxState,
+        SandboxStatus,
+    },
     route::Route,
 };
 use driver::Machine;
@@ -101,6 +104,8 @@ pub(crate) struct View {
     pub(crate) deadline: Timestamp,
     pub(crate) network: NetworkPolicy,
     pub(crate) address: Option<IpAddr>,
+    /// Where it is in the mesh; while it is paused, where it will be again.
+    pub(crate) mesh: Option<MeshPlace>,
     /// Set while it is paused.
     pub(crate) pause: Option<Pause>,
 }
@@ -143,6 +148,7 @@ impl Sandbox {
             deadline: crate::clock::after(at, request.timeout),
             network: request.network.clone(),
             address: None,
+            mesh: None,
             pause: None,
         };
         let sandbox = Arc::new(Self {
@@ -180,6 +186,7 @@ impl Sandbox {
         let mut status = journal::status(&self.request, view.state, view.started_at, view.deadline);
         status.network = view.network;
         status.address = view.address;
+        status.mesh = view.mesh;
         status.paused_with_memory = view.pause.map(|pause| pause.memory);
         status.paused_at = view.pause.map(|pause| pause.at);
         status

@@ -42,6 +42,7 @@
 //! - From any state *→ Ended*: its machine had ended when the agent was started again.
 
 mod handle;
+mod membership;
 mod registry;
 mod rest;
 mod stage;
@@ -49,6 +50,7 @@ mod start;
 mod task;
 
 pub(crate) use handle::{Request, Sandbox, SaveTo, Saved};
+pub(crate) use membership::check as check_membership;
 pub(crate) use registry::{Found, Registry};
 pub(crate) use stage::{IllegalTransition, Stage, not_running};
 pub(crate) use task::{Adopted, AdoptedAs, spawn_adopted, spawn_new};

@@ -6,6 +6,7 @@
 
 use super::{
     handle::{Pause, Request},
+    membership,
     stage::Stage,
     start::{self, Started},
     task::{Next, Place, Remains, Task},
@@ -139,6 +140,7 @@ impl Task {
             if let Some(reason) = self.wanted_end.take() {
                 return Ok(Next::End(started.into(), reason));
             }
+            membership::detach(&parts, &self.sandbox).await;
             self.journal(Record::Paused { id }).await;
             return Ok(Next::Go(self.find_paused(Resting::frozen(started, at))));
         };
@@ -169,6 +171,7 @@ impl Task {
             ..
         } = started;
         self.sandbox.set_machine(None);
+        membership::detach(&parts, &self.sandbox).await;
         self.release(machine, slot).await;
         // What it ran on goes, unless the new state lies on it.
         drop(before);
@@ -318,9 +321,16 @@ impl Task {
             return Err(Box::new((frozen(started), error.problem())));
         }
         self.enter(SandboxState::Resuming);
+        let (parts, sandbox) = (self.parts.clone(), self.sandbox.clone());
         let machine = started.machine.clone();
-        if let Err(error) = self.attend(machine.thaw()).await {
-            let problem = problems::from_driver(&error);
+        // First, so that it finds itself where it was.
+        let thawing = async {
+            membership::attach(&parts, &sandbox, &started.slot).await?;
+            let thawed = machine.thaw().await;
+            thawed.map_err(|error| problems::from_driver(&error))
+        };
+        if let Err(problem) = self.attend(thawing).await {
+            membership::detach(&parts, &sandbox).await;
             return Err(Box::new((frozen(started), problem)));
         }
         started.deadline = crate::clock::after(Timestamp::now(), timeout);

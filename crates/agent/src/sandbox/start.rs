@@ -1,6 +1,6 @@
 //! From a request to a machine that serves.
 
-use super::{handle::Sandbox, stage::Stage};
+use super::{handle::Sandbox, membership, stage::Stage};
 use crate::{
     journal::Record,
     parts::Parts,
@@ -165,6 +165,8 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
             let driver = started.machine.phases();
             parts.phases.record(&times, &driver);
             tracing::debug!(sandbox = %sandbox.id(), driver = ?driver.0, "started: {times}");
+        } else {
+            membership::detach(parts, sandbox).await;
         }
         result
     }
@@ -182,7 +184,7 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
 
         let clock = Instant::now();
         let turn = tokio::time::timeout(left(), parts.starts.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
+        let Ok(Ok(turn)) = turn else {
             return Err(Failure::before_journal(Problem::new(
                 ErrorCode::Unavailable,
                 "too many sandboxes are starting on this node",
@@ -225,17 +227,32 @@ impl<Recording: FnOnce(u32) -> Record> Launch<Recording> {
             times.add(Phase::Network, clock.elapsed());
         }
 
+        // Joining may have to wait for others, and must not take anybody's turn meanwhile.
+        let turn = request.mesh.is_none().then_some(turn);
+        let attached = match membership::attach(parts, sandbox, &slot).await {
+            Ok(attached) => attached,
+            Err(problem) => {
+                parts.pool.discard(claimed).await;
+                return Err(Failure::after_journal(problem));
+            }
+        };
+
         let clock = Instant::now();
         let spec = StartSpec {
             origin: self.source.origin,
             resources: request.resources,
             identity: identity(sandbox, parts.guest_port),
             host_name: request.id.to_string(),
-            name_servers: parts.network.name_servers(),
+            name_servers: match &attached {
+                Some(attached) => vec![attached.name_server],
+                None => parts.network.name_servers(),
+            },
+            search: attached.map(|attached| attached.domain),
             deadline: left().max(LEAST_START),
             renew: self.renew,
         };
         let machine = run(parts, claimed.prepared, spec, &slot).await?;
+        drop(turn);
         times.add(Phase::Start, clock.elapsed());
 
         let clock = Instant::now();

@@ -4,6 +4,7 @@
 
 use super::{
     handle::{EndedSandbox, Inbox, Request, Sandbox, SaveTo, Saved},
+    membership,
     rest::{Resting, WhilePaused},
     stage::{Stage, not_running},
     start::{Failure, Started, ended_early, start},
@@ -136,7 +137,13 @@ pub(crate) fn spawn_adopted(
             task.find_paused(resting)
         }
     };
-    parts.tasks.spawn(task.live(place));
+    parts.tasks.spawn(async move {
+        membership::recall(&task.parts, &task.sandbox).await;
+        if let Place::Running(started) = &place {
+            membership::attach_again(&task.parts, &task.sandbox, &started.slot).await;
+        }
+        task.live(place).await;
+    });
 }
 
 pub(super) struct Task {
@@ -337,6 +344,7 @@ impl Task {
             }
             return;
         }
+        membership::release(&self.parts, &self.sandbox).await;
         self.sandbox.set_failure(failure.problem);
         match failure.remains {
             Some(machine) => {
@@ -598,6 +606,7 @@ impl Task {
         if let Err(error) = self.attend(parts.journal.append(stopping)).await {
             tracing::warn!(sandbox = %self.sandbox.id(), "cannot journal its end: {error}");
         }
+        membership::release(&parts, &self.sandbox).await;
         let Remains {
             machine,
             leases,

@@ -103,6 +103,7 @@ impl Host {
             driver: Arc::new(driver),
             images: Arc::new(Folder(self.directory.path().join("root"))),
             network: Arc::new(network),
+            members: None,
             limits: Limits {
                 memory_overcommit: 1000.0,
                 ..Limits::default()

@@ -7,6 +7,7 @@ mod common;
 mod life;
 mod logs;
 mod machines;
+mod membership;
 mod network;
 mod pause;
 mod pause_restart;

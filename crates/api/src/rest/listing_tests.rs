@@ -43,6 +43,7 @@ fn sandbox(number: u32, start: i64, state: SandboxState) -> SandboxStatus {
         address: None,
         paused_with_memory: None,
         paused_at: None,
+        mesh: None,
     }
 }
 

@@ -88,6 +88,9 @@ pub struct MeshNode {
     pub unready: BTreeSet<String>,
     /// The token that it joined with.
     pub token: String,
+    /// The id of the sandbox that it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
     /// When it was last heard of, in milliseconds since 1970, if it was since the coordinator started.
     pub seen_ms: Option<u64>,
 }

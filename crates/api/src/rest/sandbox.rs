@@ -3,7 +3,10 @@
 use super::network::NetworkConfig;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 use utoipa::{IntoParams, ToSchema};
 
 /// `POST /v2/sandboxes`, and with `secure` also `POST /sandboxes`.
@@ -61,6 +64,32 @@ pub struct NewSandbox {
     /// Memory it may use, in MiB; the template's if absent. Atoll's own, E2B has no word for it.
     #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
+    /// Who it is to be in the mesh; if absent, what the template says, which is mostly nobody. Atoll's own, E2B has no word for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<NewMeshIdentity>,
+}
+
+/// Who a sandbox is to be in the mesh.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NewMeshIdentity {
+    /// What policy is to know it by: at least one tag, of those that the policy lets the tenant give.
+    pub tags: BTreeSet<String>,
+    /// What it is to be called: one of its tags, a hyphen and what follows. Administrators choose freely. If absent, a name
+    /// that nobody has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A sandbox as others find it in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MeshIdentity {
+    /// Its name there, with the domain.
+    pub name: String,
+    /// Its addresses there, the one of IPv4 first.
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// What policy knows it by.
+    pub tags: BTreeSet<String>,
 }
 
 /// A volume and where it appears.
@@ -106,6 +135,9 @@ pub struct Sandbox {
     /// Overrides the client's domain for this sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Where it is found in the mesh, if it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<MeshIdentity>,
 }
 
 /// Whether a sandbox runs.
@@ -158,6 +190,9 @@ pub struct ListedSandbox {
     /// How it is paused, if it is: `full` (with memory) or `filesystem`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_mode: Option<String>,
+    /// Where it is found in the mesh, if it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<MeshIdentity>,
 }
 
 /// One sandbox in full.

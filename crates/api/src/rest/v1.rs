@@ -3,7 +3,7 @@
 //! `GET /v1/sandboxes` answers with [`crate::node::SandboxStatus`], `GET /v1/nodes` with
 //! [`crate::node::NodeDescription`]: they are what they are.
 
-use super::template::BuildStatus;
+use super::{sandbox::NewMeshIdentity, template::BuildStatus};
 use crate::{Bytes, Secret, node::BuildEvent, template::TemplateSource};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -105,6 +105,10 @@ pub struct NewTemplate {
     /// old one changes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<bool>,
+    /// Who each of its sandboxes is to be in the mesh, unless it says so itself: tags without a name. Whoever creates the sandbox must be
+    /// allowed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<NewMeshIdentity>,
 }
 
 /// A template with everything that Atoll knows about it.
@@ -151,6 +155,9 @@ pub struct Build {
     /// What the writable layers of its sandboxes may hold, in MiB.
     #[serde(rename = "diskSizeMB")]
     pub disk_size_mb: u64,
+    /// What its sandboxes are known by in the mesh, unless they say so themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<NewMeshIdentity>,
     /// Size of the root file system, unpacked, in bytes.
     #[schema(value_type = Option<u64>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,7 +9,9 @@ use api::{
     SandboxId, Secret,
     rest::{
         log::{LogEntry, LogsV2},
-        sandbox::{Lifecycle, ListedSandbox, ListedState, NewSandbox, TimeoutRequest},
+        sandbox::{
+            Lifecycle, ListedSandbox, ListedState, MeshIdentity, NewSandbox, TimeoutRequest,
+        },
     },
 };
 use jiff::Timestamp;
@@ -22,6 +24,7 @@ pub(crate) struct Opened {
     #[serde(rename = "sandboxID")]
     pub(crate) id: SandboxId,
     pub(crate) envd_access_token: Option<Secret>,
+    pub(crate) mesh: Option<MeshIdentity>,
     state: Option<ListedState>,
     lifecycle: Option<Lifecycle>,
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 use api::{
     Bytes,
-    rest::sandbox::{AutoResume, NewSandbox},
+    rest::sandbox::{AutoResume, NewMeshIdentity, NewSandbox},
 };
 
 /// What a new sandbox is like.
@@ -33,6 +33,15 @@ pub(crate) struct Shape {
     /// Keep the sandbox from reaching the internet
     #[arg(long)]
     pub(crate) no_internet: bool,
+
+    /// Put the sandbox into the mesh with these tags, separated by commas. The mesh's policy says which
+    /// tags are yours to give
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    pub(crate) mesh: Vec<String>,
+
+    /// What to call it in the mesh: one of its tags, a hyphen and what you like [default: made up]
+    #[arg(long, value_name = "NAME", requires = "mesh")]
+    pub(crate) mesh_name: Option<String>,
 }
 
 impl Shape {
@@ -49,6 +58,10 @@ impl Shape {
             allow_internet_access: self.no_internet.then_some(false),
             cpu_count: self.cpus,
             memory_mb: self.memory.map(|memory| memory.0.div_ceil(1 << 20)),
+            mesh: (!self.mesh.is_empty()).then(|| NewMeshIdentity {
+                tags: self.mesh.iter().cloned().collect(),
+                name: self.mesh_name.clone(),
+            }),
             ..NewSandbox::default()
         }
     }
@@ -59,6 +72,7 @@ Examples:
   atoll create base
   atoll create base --timeout 1h -m owner=ann -e DEBUG=1
   atoll create base --timeout 10m --auto-pause --auto-resume
+  atoll create base --mesh ci --mesh-name ci-7
   id=$(atoll create base) && atoll exec $id -- uname -a";
 
 /// Create a sandbox and print its id
@@ -111,11 +125,15 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
     };
     let sandbox = client.create(&request).await?;
     if arguments.json {
-        style::print_json(&serde_json::json!({
+        let mut shown = serde_json::json!({
             "sandboxID": sandbox.id,
             "template": arguments.template,
             "timeout": arguments.timeout,
-        }))?;
+        });
+        if let Some(mesh) = sandbox.mesh {
+            shown["mesh"] = serde_json::to_value(mesh)?;
+        }
+        style::print_json(&shown)?;
     } else {
         style::to_stdout(&format!("{}\n", sandbox.id))?;
     }

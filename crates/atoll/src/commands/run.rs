@@ -28,6 +28,7 @@ Examples:
   echo 'print(1)' | atoll run base -- python3 -
   atoll run base -e GREETING=hi -w /tmp -- sh -c 'echo $GREETING from $PWD'
   atoll run base --memory 1GiB --cpus 2 --timeout 10m -- make
+  atoll run base --mesh ci -- psql -h db.mesh.internal
 
 The sandbox ends with the command. Ctrl-C is passed on to it; the second Ctrl-C ends it at once.
 The exit status is the command's own, 128 and the signal's number if a signal ended it, or 125 if

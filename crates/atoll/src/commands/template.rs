@@ -13,6 +13,7 @@ use api::{
     Bytes,
     node::BuildEvent,
     rest::{
+        sandbox::NewMeshIdentity,
         template::BuildStatus,
         v1::{NewTemplate, Template},
     },
@@ -147,6 +148,11 @@ struct Build {
     #[arg(long)]
     public: bool,
 
+    /// Put each of its sandboxes into the mesh with these tags, separated by commas. Who creates one
+    /// must be allowed to give them
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    mesh: Vec<String>,
+
     /// Print JSON: one object a line while it builds, the template last
     #[arg(long)]
     json: bool,
@@ -197,6 +203,10 @@ async fn build(options: Build) -> anyhow::Result<u8> {
         user: options.user,
         working_directory: options.working_directory,
         public: options.public.then_some(true),
+        mesh: (!options.mesh.is_empty()).then(|| NewMeshIdentity {
+            tags: options.mesh.into_iter().collect(),
+            name: None,
+        }),
     };
     let mut build = client.build(&request).await?;
     let mut progress = (!options.json).then(|| Progress::new(&options.name));

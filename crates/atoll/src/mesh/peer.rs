@@ -354,6 +354,7 @@ mod tests {
             endpoints: endpoints.iter().map(|at| at.parse().unwrap()).collect(),
             flows: Vec::new(),
             unready: Default::default(),
+            sandbox: None,
             token: String::new(),
             seen_ms: None,
         }

@@ -36,6 +36,9 @@ What no rule allows does not pass. A policy is a file like this:
   port = \"tcp/5432\"
   expect = \"allow\"
 
+  [sandboxes]                         # the tags that tenants may give to their sandboxes
+  t0123456789ab = [\"tag:ci\"]        # a tenant, as `atoll key ls` shows it, or \"*\"
+
   [dns.split]                         # name servers for other domains
   \"corp.example\" = [\"10.0.0.53\"]
 

@@ -228,6 +228,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
             tls: Some(arguments.relay_tls.unwrap_or(443)).filter(|port| *port != 0),
             tls_optional: arguments.relay_tls.is_none(),
         }),
+        programs: None,
     };
     let start = Node::start(state, token.as_ref(), options, &*link);
     let node = tokio::select! {

@@ -7,6 +7,8 @@ pub(crate) mod driver;
 mod limits;
 pub(crate) mod log;
 mod machines;
+mod mesh;
+mod mesh_node;
 mod open;
 mod server;
 
@@ -120,6 +122,11 @@ pub(crate) struct Arguments {
     /// Name servers of sandboxes, separated by commas [default: this machine's]
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     dns: Vec<IpAddr>,
+
+    /// Address at which other nodes of the mesh reach sandboxes that are in it; may be given several
+    /// times [default: that of --listen, or the one that leads to the internet]
+    #[arg(long = "mesh-endpoint", value_name = "ADDRESS")]
+    mesh_endpoints: Vec<IpAddr>,
 
     /// Registry that images may be pulled from without TLS; may be given several times
     #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
@@ -261,6 +268,7 @@ fn plan(arguments: Arguments, driver: ::driver::DriverKind, first_key: control::
             ..::agent::Limits::default()
         },
         name_servers: arguments.dns,
+        mesh_endpoints: arguments.mesh_endpoints,
         insecure_registries: arguments.insecure_registries,
         base: !arguments.no_base,
     }

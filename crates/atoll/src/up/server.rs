@@ -4,7 +4,12 @@
 //! images, driver and network; then the agent over them; then the control plane over the agent;
 //! then the gateway before both. If one cannot start, those that did are stopped again.
 
-use super::{announce::Announced, machines::FirecrackerArguments, open::Opening};
+use super::{
+    announce::Announced,
+    machines::FirecrackerArguments,
+    mesh::{SandboxNodes, default_endpoints},
+    open::Opening,
+};
 use crate::data_dir::DataDir;
 use agent::{
     Agent, AgentOptions, GUEST_PORT, Limits, OnExit, PoolOptions,
@@ -16,7 +21,12 @@ use control::{Control, ControlOptions, FirstKey};
 use driver::{DriverKind, cgroup::IoLimits, slot::machine};
 use gateway::{Gateway, GatewayOptions, TlsFiles, TowerApi};
 use image::{ImageStore, StoreOptions};
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 use store::{SqliteStore, Store, write_back};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +51,8 @@ pub(super) struct Plan {
     pub(super) pool: PoolOptions,
     pub(super) limits: Limits,
     pub(super) name_servers: Vec<IpAddr>,
+    /// Where other nodes of the mesh reach sandboxes, if the operator says so.
+    pub(super) mesh_endpoints: Vec<IpAddr>,
     pub(super) insecure_registries: Vec<String>,
     pub(super) base: bool,
 }
@@ -50,6 +62,7 @@ pub(super) struct Server {
     agent: Arc<Agent>,
     control: Control,
     gateway: JoinHandle<()>,
+    members: Arc<SandboxNodes>,
     closing: CancellationToken,
     /// The store's file.
     kept: PathBuf,
@@ -69,6 +82,12 @@ impl Server {
         let instance = data.instance();
         // Sandboxes of an earlier run may go on, and need the rules that it left.
         let continued = path.join("agent").join("journal").exists();
+
+        let endpoints = match &plan.mesh_endpoints[..] {
+            [] => default_endpoints(listener.local_addr()?),
+            named => named.iter().map(|ip| SocketAddr::new(*ip, 0)).collect(),
+        };
+        let members = SandboxNodes::new(path, endpoints);
 
         let mut images = StoreOptions::new(path.join("images"));
         images.insecure_registries = plan.insecure_registries;
@@ -110,6 +129,7 @@ impl Server {
                 driver,
                 images: Arc::new(Announced::new(images)),
                 network: Arc::new(network.clone()),
+                members: Some(members.clone()),
                 limits: plan.limits,
                 pool: plan.pool,
                 on_exit: plan.on_exit,
@@ -142,9 +162,11 @@ impl Server {
             Ok(control) => control,
             Err(error) => {
                 agent.stop().await;
+                members.stop().await;
                 return Err(error).context("cannot start the control plane");
             }
         };
+        members.connect(control.mesh());
         let gateway = Gateway::new(GatewayOptions {
             locate: agent.clone() as Arc<dyn Locate>,
             api: Arc::new(TowerApi(control.router())),
@@ -160,6 +182,7 @@ impl Server {
             Err(error) => {
                 control.stop().await;
                 agent.stop().await;
+                members.stop().await;
                 return Err(error).context("cannot serve HTTPS");
             }
         };
@@ -172,6 +195,7 @@ impl Server {
             agent,
             control,
             gateway,
+            members,
             closing,
             kept,
         })
@@ -193,6 +217,7 @@ impl Server {
         let rooms = async {
             self.control.stop().await;
             self.agent.stop().await;
+            self.members.stop().await;
         };
         // Together, as clients that read from a sandbox go when it does.
         let (gateway, ()) = tokio::join!(

@@ -105,6 +105,7 @@ pub(super) async fn nodes(Admin(plane): Admin) -> Answer<Body<Vec<MeshNode>>> {
         flows: node.flows,
         unready: node.unready,
         token: node.token,
+        sandbox: node.sandbox,
         seen_ms: node.seen_ms,
     };
     let nodes = plane.mesh.look(Book::members).await;

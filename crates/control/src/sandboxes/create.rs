@@ -7,6 +7,7 @@ use super::{
 use crate::{
     error::ApiError,
     idempotency::{self, First},
+    mesh::Applicant,
     nodes::{Placed, within},
     plane::Plane,
     records::{Build, Product, Template},
@@ -58,15 +59,19 @@ impl Sandboxes {
                 let now = Instant::now();
                 let idempotency = &self.plane.idempotency;
                 match idempotency.begin(&self.tenant, key, fingerprint.into(), now)? {
-                    First::No(answer) => return Ok(answer),
+                    First::No(answer) => return Ok(*answer),
                     First::Yes(attempt) => Some(attempt),
                 }
             }
         };
         let (reply, answer) = oneshot::channel();
-        let sandboxes = Self::new(self.plane.clone(), self.tenant.clone());
+        let sandboxes = Self::new(self.plane.clone(), self.tenant.clone(), self.admin);
         self.plane.creations.spawn(async move {
-            let result = start(&sandboxes.plane, &sandboxes.tenant, wanted).await;
+            let who = Applicant {
+                tenant: &sandboxes.tenant,
+                admin: sandboxes.admin,
+            };
+            let result = start(&sandboxes.plane, who, wanted).await;
             let keep = attempt.is_some();
             let result = result.map(|status| {
                 let sandbox = sandboxes.sandbox(&status);
@@ -106,9 +111,10 @@ impl Sandboxes {
 
 async fn start(
     plane: &Plane,
-    tenant: &TenantId,
+    who: Applicant<'_>,
     wanted: Wanted,
 ) -> Result<SandboxStatus, ApiError> {
+    let tenant = who.tenant;
     let template = plane
         .catalogue
         .resolve(&wanted.template)
@@ -116,6 +122,7 @@ async fn start(
         .ok_or_else(|| crate::templates::absent(&wanted.template.name))?;
     let (build, product) = plane.builder.usable(&template, wanted.template.tag())?;
     let resources = wanted.resources(&build.recipe.resources, &plane.limits.resources)?;
+    let mesh = wanted.mesh.as_ref().or(build.recipe.mesh.as_ref());
     let limit = plane.limits.sandboxes;
     check_pausing(plane, &wanted, &product)?;
     let reservation = plane.usage.reserve(&plane.nodes, tenant, limit).await?;
@@ -140,17 +147,29 @@ async fn start(
                 continue;
             }
         };
-        let request = CreateSandbox {
+        let mut request = CreateSandbox {
             resources,
             ..request(plane, tenant, &wanted, &template, &build, &product, &placed)
         };
         let id = request.id.clone();
+        if let Some(wanted) = mesh {
+            match plane.mesh.invite(who, wanted, &id).await {
+                Ok(membership) => request.mesh = Some(membership),
+                Err(problem) => {
+                    plane.nodes.count(&placed.id, &resources, false);
+                    return Err(problem.into());
+                }
+            }
+        }
         match within(START, placed.node.create(request)).await {
             Ok(status) => {
                 keep(plane, reservation, &status);
                 return Ok(status);
             }
             Err(problem) => {
+                if mesh.is_some() {
+                    plane.mesh.release(&id).await;
+                }
                 plane.nodes.count(&placed.id, &resources, false);
                 tried.push(placed.id);
                 match problem.code {
@@ -222,6 +241,7 @@ fn request(
         network: wanted.network.clone(),
         access_token,
         traffic_token,
+        mesh: None,
         id,
     }
 }

@@ -26,6 +26,8 @@ use std::{sync::Arc, time::Duration};
 pub(crate) struct Sandboxes {
     plane: Arc<Plane>,
     tenant: TenantId,
+    /// Whether an administrator asks.
+    admin: bool,
 }
 
 /// A sandbox of the tenant with the node that it lives on.
@@ -42,8 +44,12 @@ fn absent(id: &str) -> Problem {
 }
 
 impl Sandboxes {
-    pub(crate) fn new(plane: Arc<Plane>, tenant: TenantId) -> Self {
-        Self { plane, tenant }
+    pub(crate) fn new(plane: Arc<Plane>, tenant: TenantId, admin: bool) -> Self {
+        Self {
+            plane,
+            tenant,
+            admin,
+        }
     }
 
     /// One sandbox that lives or has ended in the last day. The text is what the caller sent: an

@@ -10,7 +10,7 @@ use api::{
     rest::{
         DEFAULT_TIMEOUT_V1, DEFAULT_TIMEOUT_V2,
         network::{EgressConfig, NetworkConfig},
-        sandbox::NewSandbox,
+        sandbox::{NewMeshIdentity, NewSandbox},
     },
 };
 use std::{
@@ -61,6 +61,8 @@ pub(crate) struct Wanted {
     pub(crate) vcpus: Option<u32>,
     /// The template's if absent.
     pub(crate) memory: Option<Bytes>,
+    /// The template's if absent.
+    pub(crate) mesh: Option<NewMeshIdentity>,
 }
 
 impl Wanted {
@@ -188,6 +190,7 @@ pub(crate) fn check(
         memory: request
             .memory_mb
             .map(|count| Bytes(count.saturating_mul(1 << 20))),
+        mesh: request.mesh,
     })
 }
 

@@ -2,14 +2,27 @@
 
 use super::{Sandboxes, sizes};
 use api::{
-    node::{OnTimeout, SandboxStatus},
+    node::{MeshPlace, OnTimeout, SandboxStatus},
     rest::{
         ENVD_VERSION,
         listing::{is_paused, microseconds},
         network::NetworkConfig,
-        sandbox::{Lifecycle, ListedSandbox, ListedState, Sandbox, SandboxDetail},
+        sandbox::{Lifecycle, ListedSandbox, ListedState, MeshIdentity, Sandbox, SandboxDetail},
     },
 };
+
+fn mesh(status: &SandboxStatus) -> Option<MeshIdentity> {
+    let MeshPlace {
+        name,
+        addresses,
+        tags,
+    } = status.mesh.clone()?;
+    Some(MeshIdentity {
+        name,
+        addresses,
+        tags,
+    })
+}
 
 /// What lists show of a sandbox.
 pub(crate) fn listed(status: &SandboxStatus) -> ListedSandbox {
@@ -34,6 +47,7 @@ pub(crate) fn listed(status: &SandboxStatus) -> ListedSandbox {
             let mode = if memory { "full" } else { "filesystem" };
             mode.to_owned()
         }),
+        mesh: mesh(status),
     }
 }
 
@@ -53,6 +67,7 @@ impl Sandboxes {
                 .traffic_token(status)
                 .map(|token| token.expose().to_owned()),
             domain: self.domain(),
+            mesh: mesh(status),
         }
     }
 

@@ -119,7 +119,7 @@ impl Sandboxes {
         }
         let found = self.find(text).await?;
         let (reply, answer) = oneshot::channel();
-        let sandboxes = Self::new(self.plane.clone(), self.tenant.clone());
+        let sandboxes = Self::new(self.plane.clone(), self.tenant.clone(), self.admin);
         self.plane.creations.spawn(async move {
             let result = sandboxes.make_children(found, count, timeout).await;
             if let Err(Ok(children)) = reply.send(result) {

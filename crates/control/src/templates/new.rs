@@ -3,6 +3,7 @@
 use super::{Feed, Subscription, Templates, builder::Pruned};
 use crate::{
     error::{ApiError, invalid},
+    mesh::check_template,
     names::Reference,
     records::{BASE_NAME, Build, Garbage, Recipe, Template},
     sandboxes::request::check_environment,
@@ -97,6 +98,7 @@ impl Templates {
                 )));
             }
         }
+        check_template(request.mesh.as_ref())?;
         let most = &self.plane.limits.resources;
         let default = Resources::default();
         let amount = |name: &str, value: Option<u64>, default: u64, range: RangeInclusive<u64>| {
@@ -147,6 +149,7 @@ impl Templates {
             environment: request.environment.clone(),
             user: request.user.clone(),
             working_directory: request.working_directory.clone(),
+            mesh: request.mesh.clone(),
         })
     }
 

@@ -169,6 +169,7 @@ impl Reconciler {
                 environment: BTreeMap::new(),
                 user: Some("user".to_owned()),
                 working_directory: Some("/home/user".to_owned()),
+                mesh: None,
             },
             product: None,
             created_at: now,

@@ -113,7 +113,10 @@ impl Templates {
 
     fn build_shape(&self, template: &Template, build: &Build) -> v1::Build {
         let Recipe {
-            source, resources, ..
+            source,
+            resources,
+            mesh,
+            ..
         } = &build.recipe;
         let (cpu_count, memory_mb, disk_size_mb) = sizes(resources);
         let feed = self.plane.builder.feed(&build.id);
@@ -132,6 +135,7 @@ impl Templates {
             cpu_count,
             memory_mb,
             disk_size_mb,
+            mesh: mesh.clone(),
             size: build.product.as_ref().map(|product| product.size),
             created_at: microseconds(build.created_at),
             finished_at: build.finished_at.map(microseconds),

@@ -146,6 +146,7 @@ impl Templates {
                     environment: BTreeMap::new(),
                     user: None,
                     working_directory: None,
+                    mesh: None,
                 },
                 product: None,
                 created_at: now,

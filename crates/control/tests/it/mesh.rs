@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::common::{Answer, FakeNode, PATIENCE, Plane};
+use crate::common::{Answer, FIRST_KEY, FakeNode, PATIENCE, Plane};
 
 use mesh::PrivateKey;
 use mesh::coordination::{
@@ -347,4 +347,113 @@ async fn two_coordinators_over_one_store_agree() {
     Machine::new(4, &many).join(&plane, &many).await.expect(401);
     let stop = tokio::time::timeout(PATIENCE, other.stop()).await;
     assert!(stop.is_ok(), "it stops though it follows the store");
+}
+
+#[tokio::test]
+async fn a_sandbox_is_invited_as_far_as_the_policy_lets_its_tenant() {
+    let plane = Plane::start().await;
+    let body = json!({"name": "ci", "tenant": "new"});
+    let key = plane.post("/v1/keys", body).await.expect(201).json();
+    let (secret, tenant) = (
+        key["secret"].as_str().unwrap(),
+        key["tenant"].as_str().unwrap(),
+    );
+    let policy = format!("{POLICY}\n[sandboxes]\n{tenant} = [\"tag:web\"]\n");
+    let body = json!({"text": policy});
+    plane
+        .call("PUT", "/v1/mesh/policy", FIRST_KEY, Some(body))
+        .await
+        .expect(204);
+
+    let create = async |key: &str, mesh: Value| {
+        let body = json!({"templateID": "base", "mesh": mesh});
+        plane.call("POST", "/v2/sandboxes", key, Some(body)).await
+    };
+    let refused = create(secret, json!({"tags": ["db"]})).await.expect(403);
+    assert!(
+        refused.json()["remedy"]
+            .as_str()
+            .unwrap()
+            .contains("[sandboxes]"),
+        "{refused:?}"
+    );
+    let stranger = plane.stranger().await;
+    create(&stranger, json!({"tags": ["web"]}))
+        .await
+        .expect(403);
+    create(secret, json!({"tags": []})).await.expect(400);
+    assert!(plane.node.requests().is_empty());
+
+    // What the node is told is enough to join, once.
+    create(secret, json!({"tags": ["web"], "name": "web-1"}))
+        .await
+        .expect(201);
+    let membership = plane.node.requests()[0].mesh.clone().unwrap();
+    assert_eq!(membership.name, "web-1");
+    let token: Token = membership.token.expose().parse().unwrap();
+    let machine = Machine::new(1, &token);
+    let answer: JoinAnswer = read(&machine.join(&plane, &token).await.expect(200));
+    let voucher = answer.voucher.verify(&token.coordinator).unwrap();
+    assert_eq!((&*voucher.name, voucher.ephemeral), ("web-1", true));
+    Machine::new(2, &token)
+        .join(&plane, &token)
+        .await
+        .expect(401);
+    // The table is no business of nodes; all else is theirs.
+    let mut machine = machine;
+    machine.watch(&plane).await;
+    let told = machine.view.policy().unwrap();
+    assert!(!told.contains(tenant) && told.contains("tag:db"), "{told}");
+
+    // A name that somebody has is nobody else's; an administrator has every tag of the policy.
+    create(secret, json!({"tags": ["web"], "name": "web-1"}))
+        .await
+        .expect(400);
+    create(FIRST_KEY, json!({"tags": ["db"]})).await.expect(201);
+    create(FIRST_KEY, json!({"tags": ["bd"]})).await.expect(403);
+
+    // It is gone with the sandbox, and so is a token that nobody used.
+    let id = plane.node.requests()[0].id.clone();
+    plane.control.mesh().release(&id).await;
+    let nodes = plane.get("/v1/mesh/nodes").await.expect(200).json();
+    assert_eq!(nodes, json!([]));
+    let problem = api::Problem::new(api::ErrorCode::Unsupported, "no such driver", "");
+    plane.node.refuse_next(problem);
+    create(FIRST_KEY, json!({"tags": ["db"], "name": "db-9"}))
+        .await
+        .expect(501);
+    let tokens = plane.get("/v1/mesh/tokens").await.expect(200).json();
+    assert_eq!(tokens.as_array().unwrap().len(), 1, "{tokens}");
+}
+
+#[tokio::test]
+async fn sandboxes_of_a_template_are_in_the_mesh_if_it_says_so() {
+    let plane = Plane::start().await;
+    let body = json!({"text": POLICY});
+    plane
+        .call("PUT", "/v1/mesh/policy", FIRST_KEY, Some(body))
+        .await
+        .expect(204);
+    let template = json!({"name": "web", "source": "debian:slow", "mesh": {"tags": ["web"]}});
+    let lines = plane.build(FIRST_KEY, template.clone()).await;
+    let built = &lines.last().unwrap()["template"]["builds"][0];
+    assert_eq!(built["mesh"], json!({"tags": ["web"]}), "{lines:?}");
+    plane.sandbox(FIRST_KEY, json!({"templateID": "web"})).await;
+    plane
+        .sandbox(
+            FIRST_KEY,
+            json!({"templateID": "web", "mesh": {"tags": ["db"]}}),
+        )
+        .await;
+    plane.sandbox(FIRST_KEY, json!({})).await;
+    let tags = |request: &api::node::CreateSandbox| {
+        let mesh = request.mesh.as_ref();
+        mesh.map(|mesh| mesh.tags.iter().cloned().collect::<Vec<_>>())
+    };
+    let asked: Vec<_> = plane.node.requests().iter().map(tags).collect();
+    let one = |tag: &str| Some(vec![tag.to_owned()]);
+    assert_eq!(asked, [one("web"), one("db"), None]);
+    let mut named = template;
+    named["mesh"]["name"] = "web-1".into();
+    plane.post("/v1/templates", named).await.expect(400);
 }

@@ -92,6 +92,7 @@ async fn start(cell: &Cell, spec: StartSpec, phases: &mut Stopwatch) -> Result<(
         identity,
         host_name,
         name_servers,
+        search,
         deadline,
         // A cell is always new.
         renew: _,
@@ -132,7 +133,7 @@ async fn start(cell: &Cell, spec: StartSpec, phases: &mut Stopwatch) -> Result<(
                 inner
                     .privileges
                     .forbids(inner.options.set_user_id, &root.layers, restored);
-            layer.write_names(&name, &name_servers)?;
+            layer.write_names(&name, &name_servers, search.as_deref())?;
             group.limit(&limits(&resources, inner.options.processes))?;
             let mount = if prepared {
                 None

@@ -225,15 +225,20 @@ impl Layer {
     /// Writes `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, in place of what is there. Only
     /// while nobody but the caller can write to the layer. What it holds need not be trusted: no
     /// link is followed, and what cannot be written is left as it is.
-    pub fn write_names(&self, host_name: &str, name_servers: &[IpAddr]) -> io::Result<()> {
+    pub fn write_names(
+        &self,
+        host_name: &str,
+        name_servers: &[IpAddr],
+        search: Option<&str>,
+    ) -> io::Result<()> {
         let hosts = format!(
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
              127.0.1.1\t{host_name}\n"
         );
-        let resolv: String = name_servers
-            .iter()
-            .map(|server| format!("nameserver {server}\n"))
-            .collect();
+        let servers = name_servers.iter();
+        let servers = servers.map(|server| format!("nameserver {server}\n"));
+        let search = search.map(|domain| format!("search {domain}\n"));
+        let resolv: String = servers.chain(search).collect();
         let etc = match self.open_within("upper/etc", OFlags::RDONLY | OFlags::DIRECTORY) {
             // Who removed or replaced it wants none of this.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),

@@ -13,9 +13,9 @@ use super::record::{
     Entry, Mode, NodeRecord, Voucher, is_service_v4, label, overlay_v4, overlay_v6,
 };
 use super::service::{ServiceAddresses, ServiceNumbers};
-use super::token::{NewToken, Token, TokenStatus, show_id, signer};
+use super::token::{NewToken, SandboxSeat, Token, TokenStatus, show_id, signer};
 use crate::key::PublicKey;
-use crate::policy::{self, Mistake, Policy};
+use crate::policy::{self, Mistake, Policy, for_nodes};
 use crate::workload::{Certifiable, CertifyRequest, Holder};
 
 /// How far a node's clock may be from the coordinator's.
@@ -107,33 +107,36 @@ impl Default for BookOptions {
 
 /// How far the log is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Head {
+pub(super) struct Head {
     /// The last change.
     seq: u64,
     /// The last number that a node got.
-    number: u32,
+    pub(super) number: u32,
 }
 
 /// What a change was about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Subject {
+pub(super) enum Subject {
     Node(IdentityKey),
     Policy,
 }
 
 /// A node as it is kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Member {
+pub(super) struct Member {
     entry: Entry,
     token: String,
+    /// The sandbox that it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sandbox: Option<String>,
 }
 
 /// A node as it is used.
 #[derive(Debug, Clone)]
-struct Node {
-    member: Member,
-    voucher: Voucher,
+pub(super) struct Node {
+    pub(super) member: Member,
+    pub(super) voucher: Voucher,
     record: NodeRecord,
 }
 
@@ -168,6 +171,8 @@ pub struct MemberStatus {
     pub unready: BTreeSet<String>,
     /// The token that it joined with.
     pub token: String,
+    /// The sandbox that it is, if it is one.
+    pub sandbox: Option<String>,
     /// When it was last heard of, in milliseconds since 1970, if it was since the coordinator started.
     pub seen_ms: Option<u64>,
 }
@@ -179,13 +184,13 @@ pub struct Book {
     public: IdentityKey,
     options: BookOptions,
     started_ms: u64,
-    head: Head,
-    nodes: BTreeMap<IdentityKey, Node>,
-    names: BTreeMap<String, IdentityKey>,
+    pub(super) head: Head,
+    pub(super) nodes: BTreeMap<IdentityKey, Node>,
+    pub(super) names: BTreeMap<String, IdentityKey>,
     /// Whose tunnels have which key.
     keys: BTreeMap<PublicKey, IdentityKey>,
     revoked: BTreeSet<IdentityKey>,
-    tokens: BTreeMap<String, TokenStatus>,
+    pub(super) tokens: BTreeMap<String, TokenStatus>,
     policy: Option<String>,
     services: ServiceNumbers,
     /// Whether policy or numbers were written since it was last looked whether they fit.
@@ -315,7 +320,12 @@ impl Book {
     }
 
     /// The writes of a step that changes what nodes are told of.
-    fn change(&self, subject: Subject, number: u32, mut writes: Vec<Write>) -> Vec<Write> {
+    pub(super) fn change(
+        &self,
+        subject: Subject,
+        number: u32,
+        mut writes: Vec<Write>,
+    ) -> Vec<Write> {
         let head = Head {
             seq: self.head.seq + 1,
             number,
@@ -342,6 +352,17 @@ impl Book {
         url: &str,
         now_ms: u64,
     ) -> Result<Plan<Token>, Refusal> {
+        self.token_for(allows, None, url, now_ms)
+    }
+
+    /// Makes a token, maybe for a sandbox.
+    pub(super) fn token_for(
+        &self,
+        allows: NewToken,
+        sandbox: Option<SandboxSeat>,
+        url: &str,
+        now_ms: u64,
+    ) -> Result<Plan<Token>, Refusal> {
         if let Some(tag) = allows.tags.iter().find(|tag| label(tag) != **tag) {
             let cause = format!("{tag:?} is not a tag: use lower case letters, digits and hyphens");
             return Err(Refusal::Invalid(cause));
@@ -363,6 +384,7 @@ impl Book {
             id: token.id.clone(),
             key: signer(&secret).public(),
             allows,
+            sandbox,
             expires_ms: now_ms.saturating_add(seconds * 1000),
             uses: 0,
         };
@@ -448,9 +470,10 @@ impl Book {
         let voucher = Voucher {
             identity,
             number,
-            name: match known {
-                Some(node) => node.voucher.name.clone(),
-                None => self.free_name(&record.name),
+            name: match (known, &token.sandbox) {
+                (Some(node), _) => node.voucher.name.clone(),
+                (None, Some(sandbox)) => self.seat(sandbox)?,
+                (None, None) => self.free_name(&record.name),
             },
             v4: overlay_v4(number).ok_or(Refusal::Full)?,
             v6: overlay_v6(&self.public, number),
@@ -464,6 +487,7 @@ impl Book {
                 record: request.record.clone(),
             },
             token: token.id.clone(),
+            sandbox: token.sandbox.as_ref().map(|sandbox| sandbox.id.clone()),
         };
         let used = TokenStatus {
             uses: token.uses + 1,
@@ -583,7 +607,9 @@ impl Book {
                 grace.saturating_mul(10)
             };
             let last = seen.now_ms.max(self.started_ms);
-            node.voucher.ephemeral && now_ms.saturating_sub(last) > grace
+            // A sandbox ends with `release`: while it is paused, it is silent.
+            let ephemeral = node.voucher.ephemeral && node.member.sandbox.is_none();
+            ephemeral && now_ms.saturating_sub(last) > grace
         })?;
         let identity = gone.voucher.identity;
         let writes = vec![Write::Delete(node_key(&identity))];
@@ -809,7 +835,10 @@ impl Book {
                 Some(node) => Change::Node(Box::new(node.member.entry.clone())),
                 None => Change::Gone(*identity),
             }),
-            Subject::Policy => self.policy.clone().map(Change::Policy),
+            Subject::Policy => {
+                let text = self.policy.as_deref();
+                text.map(|text| Change::Policy(for_nodes(text).into_owned()))
+            }
         }
     }
 
@@ -824,6 +853,7 @@ impl Book {
             plain: node.record.plain,
             unready: node.record.unready.clone(),
             token: node.member.token.clone(),
+            sandbox: node.member.sandbox.clone(),
             seen_ms: self
                 .seen
                 .get(&node.voucher.identity)
@@ -843,7 +873,7 @@ fn put<T: Serialize + ?Sized>(key: String, value: &T) -> Write {
     Write::Put(key, serde_json::to_vec(value).unwrap_or_default())
 }
 
-fn node_key(identity: &IdentityKey) -> String {
+pub(super) fn node_key(identity: &IdentityKey) -> String {
     format!("nodes/{identity}")
 }
 

@@ -22,6 +22,7 @@ mod book;
 mod identity;
 mod message;
 mod record;
+mod sandbox;
 mod service;
 #[cfg(test)]
 mod simulation;
@@ -39,5 +40,5 @@ pub use record::{
     overlay_v6, overlay_v6_range, service_v4,
 };
 pub use service::ServiceAddresses;
-pub use token::{Admission, NewToken, Token, TokenStatus};
+pub use token::{Admission, NewToken, SandboxSeat, Token, TokenStatus};
 pub use view::{Applied, Known, View, ViewError};

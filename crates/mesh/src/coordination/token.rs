@@ -149,6 +149,15 @@ pub struct NewToken {
     pub valid_seconds: Option<u64>,
 }
 
+/// The sandbox that a token is for. Who joins with it has the sandbox's name, and is in the mesh for as long as the sandbox is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSeat {
+    /// The sandbox's id.
+    pub id: String,
+    /// What it is called in the mesh.
+    pub name: String,
+}
+
 /// What is kept of a token: all but the secret, of which only a public key is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenStatus {
@@ -159,6 +168,9 @@ pub struct TokenStatus {
     /// What it allows.
     #[serde(flatten)]
     pub allows: NewToken,
+    /// The sandbox that it is for, if it is for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxSeat>,
     /// When it ends, in milliseconds since 1970.
     pub expires_ms: u64,
     /// How many nodes joined with it.

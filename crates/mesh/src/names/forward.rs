@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, UdpSocket};
+
+use crate::namespace::{Namespace, socket_in};
 
 /// How long one server may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,18 +30,19 @@ pub fn upstream_of(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// Asks the servers in turn; the first answer, with the question's id.
+/// Asks the servers in turn, from a namespace if one is named; the first answer, with the question's id.
 pub(super) async fn ask(
     servers: &[SocketAddr],
     question: &[u8],
     datagram: bool,
+    namespace: Option<&Namespace>,
 ) -> Option<Vec<u8>> {
     for server in servers.iter().take(MOST) {
         let answer = async {
             if datagram {
-                over_udp(*server, question).await
+                over_udp(*server, question, namespace).await
             } else {
-                over_tcp(*server, question).await
+                over_tcp(*server, question, namespace).await
             }
         };
         if let Ok(Some(answer)) = tokio::time::timeout(PATIENCE, answer).await {
@@ -49,14 +52,23 @@ pub(super) async fn ask(
     None
 }
 
-async fn over_udp(server: SocketAddr, question: &[u8]) -> Option<Vec<u8>> {
+async fn over_udp(
+    server: SocketAddr,
+    question: &[u8],
+    namespace: Option<&Namespace>,
+) -> Option<Vec<u8>> {
     let any: IpAddr = if server.is_ipv4() {
         [0, 0, 0, 0].into()
     } else {
         [0_u16; 8].into()
     };
     // A port and an id that nobody can guess, and only the server's own datagrams.
-    let socket = UdpSocket::bind((any, 0)).await.ok()?;
+    let bind = || {
+        let socket = std::net::UdpSocket::bind((any, 0))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    let socket = UdpSocket::from_std(socket_in(namespace, bind).ok()?).ok()?;
     socket.connect(server).await.ok()?;
     let random = crate::key::random().ok()?;
     let mut asked = question.to_vec();
@@ -73,8 +85,17 @@ async fn over_udp(server: SocketAddr, question: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-async fn over_tcp(server: SocketAddr, question: &[u8]) -> Option<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await.ok()?;
+async fn over_tcp(
+    server: SocketAddr,
+    question: &[u8],
+    namespace: Option<&Namespace>,
+) -> Option<Vec<u8>> {
+    let make = || match server {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    };
+    let socket = socket_in(namespace, make).ok()?;
+    let mut stream = socket.connect(server).await.ok()?;
     let length = u16::try_from(question.len()).ok()?.to_be_bytes();
     stream.write_all(&[&length, question].concat()).await.ok()?;
     let length = stream.read_u16().await.ok()?;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::forward::ask;
 use super::zone::{Answer, Zone, refusal};
+use crate::namespace::{Namespace, socket_in};
 
 /// Questions that are asked on at the same time.
 const QUESTIONS: usize = 256;
@@ -30,6 +31,9 @@ pub struct ServerOptions {
     pub upstream: Vec<SocketAddr>,
     /// Who is told which services are asked for; what is not taken in time is not told.
     pub asked: Option<mpsc::Sender<String>>,
+    /// Where it listens and from where it asks on: the network namespace of who asks, if it is another than this thread's. So nobody
+    /// gets further by asking than he would himself.
+    pub namespace: Option<Arc<Namespace>>,
 }
 
 #[derive(Debug)]
@@ -38,6 +42,7 @@ struct Shared {
     own: Vec<IpAddr>,
     upstream: Vec<SocketAddr>,
     asked: Option<mpsc::Sender<String>>,
+    namespace: Option<Arc<Namespace>>,
     questions: Semaphore,
     connections: Arc<Semaphore>,
 }
@@ -48,6 +53,15 @@ pub struct Server {
     shared: Arc<Shared>,
     addresses: Vec<SocketAddr>,
     _tasks: JoinSet<()>,
+}
+
+/// Both sockets at an address; with port 0, at the port that TCP got.
+fn bind(address: SocketAddr) -> io::Result<(std::net::TcpListener, std::net::UdpSocket)> {
+    let tcp = std::net::TcpListener::bind(address)?;
+    let udp = std::net::UdpSocket::bind(tcp.local_addr()?)?;
+    tcp.set_nonblocking(true)?;
+    udp.set_nonblocking(true)?;
+    Ok((tcp, udp))
 }
 
 impl Server {
@@ -61,16 +75,18 @@ impl Server {
             own: options.listen.iter().map(SocketAddr::ip).collect(),
             upstream: options.upstream,
             asked: options.asked,
+            namespace: options.namespace,
             questions: Semaphore::new(QUESTIONS),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
         });
         let mut tasks = JoinSet::new();
         let mut addresses = Vec::new();
         for address in options.listen {
-            let tcp = TcpListener::bind(address).await?;
-            // With port 0, the one that TCP got.
+            let namespace = shared.namespace.as_deref();
+            let (tcp, udp) = socket_in(namespace, || bind(address))?;
+            let tcp = TcpListener::from_std(tcp)?;
+            let udp = Arc::new(UdpSocket::from_std(udp)?);
             let address = tcp.local_addr()?;
-            let udp = Arc::new(UdpSocket::bind(address).await?);
             addresses.push(address);
             tasks.spawn(Arc::clone(&shared).serve_udp(udp));
             tasks.spawn(Arc::clone(&shared).serve_tcp(tcp));
@@ -135,7 +151,8 @@ impl Shared {
         let Ok(_turn) = self.questions.try_acquire() else {
             return Some(refusal(question, RCODE::ServerFailure));
         };
-        let answer = ask(servers, question, datagram).await;
+        let namespace = self.namespace.as_deref();
+        let answer = ask(servers, question, datagram, namespace).await;
         Some(answer.unwrap_or_else(|| refusal(question, RCODE::ServerFailure)))
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use tokio::process::Command;
 
 use super::*;
-use crate::Prefix;
 use crate::policy::{Policy, Subject};
+use crate::{Namespace, Prefix};
 
 const POLICY: &str = r#"
 [services.db]
@@ -61,7 +62,7 @@ async fn server(upstream: Vec<SocketAddr>) -> Server {
     let options = ServerOptions {
         listen: vec![([127, 0, 0, 1], 0).into()],
         upstream,
-        asked: None,
+        ..ServerOptions::default()
     };
     Server::start(options, zone()).await.unwrap()
 }
@@ -179,7 +180,7 @@ async fn other_names_are_asked_on() {
         ServerOptions {
             listen: vec![([127, 0, 0, 1], 0).into()],
             upstream: vec![before.addresses()[0]],
-            asked: None,
+            ..ServerOptions::default()
         },
         zone,
     )
@@ -292,6 +293,7 @@ async fn a_service_with_doors_has_one_address_and_a_name_for_its_nodes() {
         listen: vec![([127, 0, 0, 1], 0).into()],
         upstream: Vec::new(),
         asked: Some(asked),
+        ..ServerOptions::default()
     };
     let server = Server::start(options, zone).await.unwrap();
     for (words, lines) in [
@@ -323,4 +325,49 @@ async fn a_service_with_doors_has_one_address_and_a_name_for_its_nodes() {
         told.push(name);
     }
     assert_eq!(told, ["db"; 3]);
+}
+
+/// A question for the address of a name, as RFC 1035 writes it.
+fn question(name: &str) -> Vec<u8> {
+    let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        bytes.push(u8::try_from(label.len()).unwrap());
+        bytes.extend(label.as_bytes());
+    }
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}
+
+#[tokio::test]
+async fn in_another_namespace_questions_come_from_there_and_are_asked_on_from_there() {
+    // Reached from here alone.
+    let before = server(Vec::new()).await;
+    let inside = Arc::new(Namespace::unnamed().unwrap());
+    inside
+        .within(|| crate::link::Links::open()?.bring_up(1, u16::MAX, 100))
+        .unwrap();
+    let policy = Policy::parse("domain = \"other.internal\"").unwrap();
+    let zone = Zone::new(&policy, &[], Prefix::new("fd01::".parse().unwrap(), 48), 1);
+    let asks = async |namespace: Option<&Arc<Namespace>>, name: &str, datagram: bool| {
+        let options = ServerOptions {
+            listen: vec![([127, 0, 0, 1], 0).into()],
+            upstream: vec![before.addresses()[0]],
+            namespace: namespace.cloned(),
+            ..ServerOptions::default()
+        };
+        let server = Server::start(options, zone.clone()).await.unwrap();
+        let namespace = namespace.map(|namespace| &**namespace);
+        let asked = question(name);
+        let answer = super::forward::ask(server.addresses(), &asked, datagram, namespace).await;
+        // The last four bits say how it went.
+        answer.map(|answer| answer[3] & 0xf)
+    };
+    for datagram in [true, false] {
+        let here = asks(None, "db-2.mesh.internal", datagram).await;
+        assert_eq!(here, Some(0));
+        let there = asks(Some(&inside), "db-2.mesh.internal", datagram).await;
+        assert_eq!(there, Some(2), "nobody can be asked from there");
+        let own = asks(Some(&inside), "nobody.other.internal", datagram).await;
+        assert_eq!(own, Some(3), "what it knows itself it answers there");
+    }
 }

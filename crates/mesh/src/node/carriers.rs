@@ -18,6 +18,7 @@ use crate::engine::{Engine, EngineStatus};
 use crate::error::Error;
 use crate::flows::Records;
 use crate::key::PublicKey;
+use crate::namespace::Namespace;
 use crate::policy::{Filter, FilterGate};
 use crate::relay::{RelayAddress, RelayStatus};
 use crate::services::Redirects;
@@ -29,7 +30,7 @@ use crate::userspace::{
 use crate::ways::PeerWay;
 use crate::wire::{Wire, WireOptions};
 
-/// The port of tunnels, unless it is taken, and that of flows.
+/// The port of tunnels, unless it is taken, and that of flows; of a node for programs of another namespace, any.
 const TUNNELS_PORT: u16 = 51_820;
 const FLOWS_PORT: u16 = 51_821;
 /// Handshakes a second that strangers may ask for.
@@ -49,8 +50,9 @@ fn wanted(port: u16, usual: u16) -> u16 {
 }
 
 impl Sockets {
-    /// Binds what the mode needs: at the ports of the last time if they are free.
-    pub(super) fn bind(mode: Mode, state: &mut State) -> Result<Self, NodeError> {
+    /// Binds what the mode needs: at the ports of the last time if they are free, else at the usual ones if this node is the machine's own.
+    pub(super) fn bind(mode: Mode, state: &mut State, own: bool) -> Result<Self, NodeError> {
+        let usual = |port| if own { port } else { 0 };
         let wire = |port| {
             let options = WireOptions {
                 port,
@@ -60,7 +62,7 @@ impl Sockets {
         };
         let wire = match mode {
             Mode::Tun => {
-                let port = wanted(state.port, TUNNELS_PORT);
+                let port = wanted(state.port, usual(TUNNELS_PORT));
                 Some(wire(port).or_else(|_| wire(0))?)
             }
             Mode::Userspace => None,
@@ -70,7 +72,7 @@ impl Sockets {
             IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             IpAddr::from([0, 0, 0, 0]),
         ];
-        let places = [wanted(state.flows_port, FLOWS_PORT), 0]
+        let places = [wanted(state.flows_port, usual(FLOWS_PORT)), 0]
             .into_iter()
             .flat_map(|port| any.map(|ip| SocketAddr::new(ip, port)));
         let mut bound = Err(std::io::ErrorKind::AddrNotAvailable.into());
@@ -120,7 +122,11 @@ impl Sockets {
 }
 
 /// The device that the mode needs, with both addresses; in containers there is often no IPv6 at all, and the other must do.
-pub(super) fn device(mode: Mode, voucher: &Voucher) -> Result<Option<Tun>, Error> {
+pub(super) fn device(
+    mode: Mode,
+    voucher: &Voucher,
+    programs: Option<&Namespace>,
+) -> Result<Option<Tun>, Error> {
     if !mode.is_tun() {
         return Ok(None);
     }
@@ -128,9 +134,9 @@ pub(super) fn device(mode: Mode, voucher: &Voucher) -> Result<Option<Tun>, Error
         addresses: vec![(voucher.v4.into(), 10), (voucher.v6.into(), 48)],
         ..TunOptions::default()
     };
-    let tun = Tun::create(&options, None).or_else(|error| {
+    let tun = Tun::create(&options, programs).or_else(|error| {
         options.addresses.pop();
-        let tun = Tun::create(&options, None)?;
+        let tun = Tun::create(&options, programs)?;
         tracing::warn!("there is no IPv6 inside the mesh here: {error}");
         Ok(tun)
     });
@@ -216,6 +222,7 @@ impl Carriers {
             reach: Reach::Home {
                 except: own.into_iter().collect(),
             },
+            programs: options.programs.clone(),
             ..UserspaceOptions::new(identity, directory, Arc::clone(&gate))
         };
         Ok(Self {
@@ -341,6 +348,13 @@ impl Carriers {
 
     fn tunnel(&self, peer: &Peer) -> Option<&Engine> {
         self.tunnels.as_ref().filter(|_| peer.mode.is_tun())
+    }
+
+    /// Has a new session made with another that there is a tunnel to.
+    pub(super) fn greet(&self, key: &PublicKey, peer: &Peer) {
+        if let Some(engine) = self.tunnel(peer) {
+            engine.probe(key);
+        }
     }
 
     /// Measures the way to another; `None` where the tunnel was asked, which says so itself when it knows.

@@ -6,6 +6,10 @@
 //! Both ends of a tunnel compile the policy, and a node that no rule allows anything with is no peer: no handshake, no packet.
 //! What may pass between two that are peers is asked of a [`FilterGate`], packet by packet, at both ends.
 //!
+//! What local programs see of a node may be in another network namespace than the node ([`NodeOptions::programs`]): its device, where it answers questions for
+//! names, its doors, and the services that it calls. Its keys and the sockets that other nodes reach it at stay where the node is, so programs in there need not be
+//! trusted: they can send packets, and the gate is outside.
+//!
 //! A machine that allows no device has a node all the same ([`Mode::Userspace`], [`crate::userspace`]). `carriers` holds both kinds of ways: every
 //! node carries flows, so that those with a device and those without reach each other. Names lead to where programs on this machine find a
 //! node: its address in the mesh, or the loopback address that stands for it.
@@ -41,7 +45,7 @@ use relaying::Relaying;
 pub use services::{ServiceEndpoint, ServicePort, ServiceSummary};
 pub use state::{State, StateError};
 pub use status::{NodeStatus, PeerSummary, RelaySummary, RelayingSummary, Way};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::coordination::{
     Applied, JoinRequest, MOST_SERVICES, Mode, NodeRecord, RelayOffer, Signed, Token, View,
@@ -49,6 +53,7 @@ use crate::coordination::{
 };
 use crate::error::Error;
 use crate::names::{Server, ServerOptions};
+use crate::namespace::Namespace;
 use crate::policy::FilterGate;
 use crate::userspace::{Refusal, UserspaceError};
 
@@ -56,6 +61,8 @@ use crate::userspace::{Refusal, UserspaceError};
 const NAMES_PORTS: [u16; 3] = [53, 5353, 0];
 /// Services that were asked for and are not looked at yet.
 const QUESTIONS: usize = 64;
+/// How many others are told at once that a node is back.
+const MOST_GREETED: usize = 64;
 /// How long to wait before the coordinator is asked again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -77,6 +84,8 @@ pub struct NodeOptions {
     pub upstream: Vec<SocketAddr>,
     /// Whether, and where, it is a relay for others.
     pub relay: Option<RelayPorts>,
+    /// The network namespace of the programs that it is for; absent, that of the calling thread.
+    pub programs: Option<Arc<Namespace>>,
 }
 
 /// Why a node is not up, or not any more.
@@ -190,6 +199,8 @@ pub struct Node {
     live: Mutex<Live>,
     /// Something is to be said to the coordinator.
     news: Notify,
+    /// Whether it ever had a map.
+    informed: watch::Sender<bool>,
 }
 
 fn now_ms() -> u64 {
@@ -254,6 +265,7 @@ async fn names(
             listen: std::iter::once(own).chain(options.dns.clone()).collect(),
             upstream: options.upstream.clone(),
             asked: Some(asked.clone()),
+            namespace: options.programs.clone(),
         };
         result = Server::start(server, current.zone.clone()).await;
         if result.is_ok() {
@@ -276,7 +288,7 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let mode = options.mode;
         // Sockets first: what the node says of itself names their ports.
-        let sockets = Sockets::bind(mode, &mut state)?;
+        let sockets = Sockets::bind(mode, &mut state, options.programs.is_none())?;
         let (endpoints, flows) = sockets.endpoints(&options.endpoints);
         let relaying = match options.relay {
             Some(ports) => Some(Relaying::start(ports, &options.endpoints, &mut state)?),
@@ -316,7 +328,7 @@ impl Node {
         let range = overlay_v6_range(&state.coordinator);
         let current = Current::of(&view, &voucher, state.wireguard.public(), mode, range);
         // Its address first, which names are served at.
-        let device = carriers::device(mode, &voucher)?;
+        let device = carriers::device(mode, &voucher, options.programs.as_deref())?;
         let (asked, questions) = mpsc::channel(QUESTIONS);
         let dns = names(&current, &options, asked).await?;
         let own = dns.addresses().iter().map(SocketAddr::port);
@@ -324,6 +336,7 @@ impl Node {
         carriers.set_candidates(&said.endpoints, &said.flows);
         carriers.flows().follow_questions(questions);
         let name = voucher.name.clone();
+        let informed = watch::Sender::new(view.cursor() > 0);
         let node = Self {
             state: Mutex::new(state),
             voucher,
@@ -333,6 +346,7 @@ impl Node {
             relaying,
             dns,
             news: Notify::new(),
+            informed,
             live: Mutex::new(Live {
                 view,
                 current,
@@ -462,6 +476,25 @@ impl Node {
         self.carriers.end().await;
     }
 
+    /// Returns once it has a map, of now or of an earlier run: [`Node::follow`] brings it. Nothing passes before.
+    pub async fn informed(&self) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self
+            .informed
+            .subscribe()
+            .wait_for(|informed| *informed)
+            .await;
+    }
+
+    /// Lets others know that this node is back: those who had a tunnel with it hold on to a session that it has lost, for up to 15 s, and may
+    /// have nothing that asks for an answer. The first few are told; the others find out.
+    pub fn greet(&self) {
+        let live = self.live();
+        for (key, peer) in live.current.peers.iter().take(MOST_GREETED) {
+            self.carriers.greet(key, peer);
+        }
+    }
+
     /// Where names are asked for.
     pub fn dns(&self) -> &[SocketAddr] {
         self.dns.addresses()
@@ -502,6 +535,7 @@ impl Node {
         let mut live = self.live();
         let applied = live.view.apply(frame)?;
         self.carry_out(&mut live);
+        self.informed.send_replace(true);
         let state = self.state();
         for result in [state.save_map(&live.view), state.save()] {
             if let Err(error) = result {

@@ -28,6 +28,9 @@
 //! to = ["tag:db"]
 //! ports = ["tcp/5432", "tcp/8000-8100", "icmp"]
 //!
+//! [sandboxes]                         # the tags that a tenant may give to its sandboxes
+//! t0123456789ab = ["tag:ci"]
+//!
 //! [[test]]
 //! from = ["tag:web"]                  # a node with these tags
 //! to = ["tag:db"]
@@ -40,6 +43,7 @@ mod filter;
 mod flow;
 mod gate;
 mod ports;
+mod sandboxes;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -48,6 +52,7 @@ pub use filter::{Filter, FilterPeer};
 pub use flow::Flow;
 pub use gate::{FilterGate, Gate};
 pub use ports::{Allowance, Ports};
+pub use sandboxes::for_nodes;
 pub use text::{DEFAULT_DOMAIN, Mistake, Policy, Service, Subject};
 
 /// Which way a packet goes, as this node sees it.

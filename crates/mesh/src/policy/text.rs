@@ -51,7 +51,7 @@ pub struct Subject<'a> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Selector {
+pub(super) enum Selector {
     Anyone,
     Tag(String),
     Node(String),
@@ -61,15 +61,15 @@ enum Selector {
 /// Nodes that are found under one name.
 #[derive(Debug, Clone)]
 pub struct Service {
-    nodes: Vec<Selector>,
+    pub(super) nodes: Vec<Selector>,
     /// On which ports.
     pub ports: Vec<Ports>,
 }
 
 #[derive(Debug)]
-struct Rule {
-    from: Vec<Selector>,
-    to: Vec<Selector>,
+pub(super) struct Rule {
+    pub(super) from: Vec<Selector>,
+    pub(super) to: Vec<Selector>,
     ports: Vec<Ports>,
     line: u32,
 }
@@ -87,11 +87,13 @@ struct Test {
 #[derive(Debug)]
 pub struct Policy {
     domain: String,
-    services: BTreeMap<String, Service>,
-    rules: Vec<Rule>,
+    pub(super) services: BTreeMap<String, Service>,
+    pub(super) rules: Vec<Rule>,
     tests: Vec<Test>,
     split: Vec<(String, Vec<IpAddr>)>,
-    relays: Vec<Selector>,
+    pub(super) relays: Vec<Selector>,
+    /// The tags that a tenant may give to its sandboxes.
+    pub(super) sandboxes: BTreeMap<String, BTreeSet<String>>,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +110,8 @@ struct File {
     test: Vec<Spanned<TestText>>,
     #[serde(default)]
     dns: DnsText,
+    #[serde(default)]
+    sandboxes: BTreeMap<String, Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -142,7 +146,7 @@ struct DnsText {
     split: BTreeMap<String, Vec<Spanned<String>>>,
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     text: &'a str,
     mistakes: Vec<Mistake>,
     services: BTreeSet<String>,
@@ -154,7 +158,7 @@ impl Reader<'_> {
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
 
-    fn complain(&mut self, span: Range<usize>, cause: String, remedy: &str) {
+    pub(super) fn complain(&mut self, span: Range<usize>, cause: String, remedy: &str) {
         let line = self.line(span.start);
         self.mistakes.push(Mistake {
             line,
@@ -163,7 +167,7 @@ impl Reader<'_> {
         });
     }
 
-    fn selectors(&mut self, texts: &[Spanned<String>], services: bool) -> Vec<Selector> {
+    pub(super) fn selectors(&mut self, texts: &[Spanned<String>], services: bool) -> Vec<Selector> {
         let mut selectors = Vec::new();
         for text in texts {
             let word = text.get_ref();
@@ -393,6 +397,7 @@ impl Policy {
             }
             split.push((suffix.trim_matches('.').to_ascii_lowercase(), servers));
         }
+        let sandboxes = reader.sandboxes(file.sandboxes);
         if !reader.mistakes.is_empty() {
             reader.mistakes.sort_by_key(|mistake| mistake.line);
             return Err(reader.mistakes);
@@ -404,6 +409,7 @@ impl Policy {
             tests,
             split,
             relays,
+            sandboxes,
         })
     }
 
@@ -416,6 +422,7 @@ impl Policy {
             tests: Vec::new(),
             split: Vec::new(),
             relays: Vec::new(),
+            sandboxes: BTreeMap::new(),
         }
     }
 

@@ -18,6 +18,7 @@ use super::directory::{Member, loopback};
 use super::flow::{Far, Local, Remote};
 use super::header::{ECHO, FIRST, GRANTED, Refusal, Request};
 use crate::coordination::IdentityKey;
+use crate::namespace::{Namespace, socket_in};
 use crate::policy::Direction;
 
 /// How long the caller may take to say what it wants.
@@ -101,7 +102,8 @@ pub(super) async fn dial(
     let source = if own { Some(home) } else { loopback(caller.v4) };
     let mut last = Refusal::Closed;
     for target in targets {
-        match timeout(SERVICE, connect(source, home, target)).await {
+        let programs = core.programs.as_deref();
+        match timeout(SERVICE, connect(source, home, target, programs)).await {
             Ok(Ok(service)) => return Ok(service),
             Ok(Err(_)) => last = Refusal::Closed,
             Err(_) => last = Refusal::Silent,
@@ -114,11 +116,13 @@ async fn connect(
     source: Option<Ipv4Addr>,
     home: Ipv4Addr,
     target: SocketAddr,
+    programs: Option<&Namespace>,
 ) -> io::Result<TcpStream> {
     let SocketAddr::V4(v4) = target else {
-        return TcpStream::connect(target).await;
+        let socket = socket_in(programs, TcpSocket::new_v6)?;
+        return socket.connect(target).await;
     };
-    let socket = TcpSocket::new_v4()?;
+    let socket = socket_in(programs, TcpSocket::new_v4)?;
     if let Some(source) = source.filter(|_| v4.ip().is_loopback() || *v4.ip() == home) {
         // Where only some loopback addresses exist, the caller looks like any local program.
         let _ = socket.bind(SocketAddr::from((source, 0)));

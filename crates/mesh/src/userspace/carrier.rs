@@ -25,6 +25,7 @@ use super::links::{LinkStatus, Links};
 use super::underlay::{Underlay, address_of};
 use super::{Limits, Reach};
 use crate::coordination::IdentityKey;
+use crate::namespace::Namespace;
 use crate::policy::{Direction, Filter, FilterGate, FilterPeer, Flow};
 use crate::ways::PeerWay;
 
@@ -84,6 +85,8 @@ pub(super) struct Counts {
 pub(super) struct Core {
     pub(super) endpoint: Endpoint,
     pub(super) underlay: Option<Arc<Underlay>>,
+    /// Where local programs are, if not in this process's network namespace.
+    pub(super) programs: Option<Arc<Namespace>>,
     credential: Credential,
     directory: Current,
     gate: Arc<FilterGate>,
@@ -105,7 +108,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(
         endpoint: Endpoint,
-        underlay: Option<Arc<Underlay>>,
+        (underlay, programs): (Option<Arc<Underlay>>, Option<Arc<Namespace>>),
         credential: Credential,
         directory: Current,
         gate: Arc<FilterGate>,
@@ -116,6 +119,7 @@ impl Core {
         Arc::new(Self {
             endpoint,
             underlay,
+            programs,
             credential,
             directory,
             gate,

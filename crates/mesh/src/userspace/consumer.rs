@@ -19,6 +19,7 @@ use super::flow::{Far, Local};
 use super::header::Refusal;
 use super::service::{Protocol, ServiceEntry};
 use crate::coordination::IdentityKey;
+use crate::namespace::socket_in;
 use crate::policy::{Direction, Filter};
 use crate::services::{Candidate, Class, Evidence, Failure, Order, Reason, State, order};
 
@@ -279,7 +280,7 @@ pub(super) async fn open(
     let began = Instant::now();
     let target = SocketAddr::from((member.v4, port));
     let connecting = async {
-        let socket = TcpSocket::new_v4()?;
+        let socket = socket_in(core.programs.as_deref(), TcpSocket::new_v4)?;
         socket.bind((own.v4, 0).into())?;
         socket.connect(target).await
     };

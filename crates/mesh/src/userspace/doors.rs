@@ -18,6 +18,7 @@ use super::directory::{Directory, Member, loopback};
 use super::flow::Local;
 use super::service::Protocol;
 use crate::coordination::{IdentityKey, Mode};
+use crate::namespace::{Namespace, socket_in};
 use crate::policy::{Direction, Filter, Flow, Verdict};
 use crate::services::Redirects;
 
@@ -61,6 +62,8 @@ pub(super) struct Doors {
     /// Ports that are opened too where a rule lets this node use them, though only as part of a range.
     more: Vec<u16>,
     redirects: Option<Arc<Redirects>>,
+    /// Where the programs are that use them, if not in this process's network namespace.
+    programs: Option<Arc<Namespace>>,
 }
 
 /// The doors to services that there should be, by the services' own addresses.
@@ -109,40 +112,42 @@ fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Plac
     wanted
 }
 
-/// A door that listens at any port of this node's own address, to which what is sent to the service leads.
-fn listen_behind(
-    redirects: &Redirects,
-    front: Place,
-    directory: &Directory,
-) -> std::io::Result<TcpListener> {
-    let listener = listen((directory.own().v4, 0))?;
-    redirects.open((TCP, front.0, front.1), listener.local_addr()?.port());
-    Ok(listener)
-}
-
-fn listen(place: Place) -> std::io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
+fn listen(place: Place, programs: Option<&Namespace>) -> std::io::Result<TcpListener> {
+    let socket = socket_in(programs, TcpSocket::new_v4)?;
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddrV4::new(place.0, place.1).into())?;
     socket.listen(QUEUE)
 }
 
 impl Doors {
-    pub(super) fn new(more: Vec<u16>, redirects: Option<Arc<Redirects>>) -> Self {
+    pub(super) fn new(
+        more: Vec<u16>,
+        redirects: Option<Arc<Redirects>>,
+        programs: Option<Arc<Namespace>>,
+    ) -> Self {
         Self {
             state: Mutex::default(),
             more,
             redirects,
+            programs,
         }
     }
 
     /// Opens a door.
     fn open_at(&self, core: &Core, place: Place, leads: &Leads) -> std::io::Result<TcpListener> {
-        let directory = core.directory();
+        let programs = self.programs.as_deref();
+        let (address, port) = place;
         match (leads, &self.redirects) {
-            (Leads::Node(_), _) => listen(place),
-            (Leads::Service(_), Some(redirects)) => listen_behind(redirects, place, &directory),
-            (Leads::Service(_), None) => listen((loopback(place.0).unwrap_or(place.0), place.1)),
+            (Leads::Node(_), _) => listen(place, programs),
+            (Leads::Service(_), None) => {
+                listen((loopback(address).unwrap_or(address), port), programs)
+            }
+            // At any port of this node's own address, to which what is sent to the service leads.
+            (Leads::Service(_), Some(redirects)) => {
+                let listener = listen((core.directory().own().v4, 0), programs)?;
+                redirects.open((TCP, address, port), listener.local_addr()?.port());
+                Ok(listener)
+            }
         }
     }
 

@@ -103,6 +103,7 @@ use crate::coordination::{Identity, IdentityKey};
 use crate::error::Error;
 use crate::flows::Records;
 use crate::key::PrivateKey;
+use crate::namespace::Namespace;
 use crate::policy::FilterGate;
 use crate::relay::{RelayAddress, RelayStatus};
 use crate::services::Redirects;
@@ -190,6 +191,8 @@ pub struct UserspaceOptions {
     pub services: Vec<Service>,
     /// What of this machine others may reach.
     pub reach: Reach,
+    /// The network namespace of local programs: of doors, and of services. Absent, that of the calling thread.
+    pub programs: Option<Arc<Namespace>>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -210,6 +213,7 @@ impl UserspaceOptions {
             keep_in_touch: false,
             services: Vec::new(),
             reach: Reach::Declared,
+            programs: None,
             limits: Limits::default(),
         }
     }
@@ -395,7 +399,7 @@ impl Userspace {
         let address = endpoint.local_addr().map_err(failed)?;
         let core = Core::new(
             endpoint,
-            underlay,
+            (underlay, options.programs.clone()),
             credential,
             directory,
             options.gate,
@@ -414,7 +418,8 @@ impl Userspace {
         if let Some(redirects) = options.redirects.clone().filter(|_| options.doors) {
             core.spawn(service_datagrams::keep(Arc::clone(&core), redirects));
         }
-        let doors = Arc::new(Doors::new(options.door_ports, options.redirects));
+        let doors = Doors::new(options.door_ports, options.redirects, options.programs);
+        let doors = Arc::new(doors);
         if options.doors {
             core.spawn(Arc::clone(&doors).keep(Arc::clone(&core)));
         }

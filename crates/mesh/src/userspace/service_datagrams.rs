@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::carrier::Core;
 use super::directory::Member;
 use super::service::Protocol;
+use crate::namespace::socket_in;
 use crate::services::{Failure, Redirects};
 
 /// Flows of one door at once, and datagrams of each that wait.
@@ -35,6 +36,14 @@ const UDP: u8 = Protocol::Udp.number();
 
 /// A service's address and port.
 type Front = (Ipv4Addr, u16);
+
+/// A socket at any port of this node's own address, where its programs are.
+fn bind(core: &Core, own: Ipv4Addr) -> std::io::Result<UdpSocket> {
+    let make = || std::net::UdpSocket::bind((own, 0));
+    let socket = socket_in(core.programs.as_deref(), make)?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
 
 /// Opens and closes doors until this node stops.
 pub(super) async fn keep(core: Arc<Core>, redirects: Arc<Redirects>) {
@@ -87,7 +96,7 @@ async fn arrange(
         if open.contains_key(&front) {
             continue;
         }
-        let bound = UdpSocket::bind((own, 0)).await;
+        let bound = bind(core, own);
         let bound = bound.and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
         let Ok((port, socket)) = bound else {
             stuck = true;
@@ -187,7 +196,7 @@ impl Door {
     ) -> Ended {
         let mut changes = self.core.changes();
         let own = self.core.directory().own().v4;
-        let Ok(socket) = UdpSocket::bind((own, 0)).await else {
+        let Ok(socket) = bind(&self.core, own) else {
             return Ended::Over;
         };
         if socket.connect((member.v4, self.front.1)).await.is_err() || !self.allowed(member) {

@@ -59,6 +59,7 @@ pub(crate) fn request(number: u32) -> CreateSandbox {
         network: NetworkPolicy::default(),
         access_token: Some(Secret::new("access")),
         traffic_token: None,
+        mesh: None,
     }
 }
 
@@ -87,6 +88,7 @@ impl House {
             driver: Arc::new(SimulatedDriver(self.world.clone())),
             images: Arc::new(SimulatedImages),
             network: Arc::new(SimulatedNetwork(self.world.clone())),
+            members: None,
             limits: Limits {
                 sandboxes: 1_500,
                 memory_overcommit: 1000.0,

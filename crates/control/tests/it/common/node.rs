@@ -244,6 +244,7 @@ impl Node for FakeNode {
             address: Some("10.200.0.3".parse().unwrap()),
             paused_with_memory: None,
             paused_at: None,
+            mesh: None,
         };
         kept.sandboxes.insert(request.id, status.clone());
         Ok(status)

@@ -171,6 +171,7 @@ impl World {
             },
             host_name: "sandbox-of-test".into(),
             name_servers: vec!["192.0.2.53".parse().unwrap()],
+            search: None,
             deadline: Duration::from_secs(20),
             renew: true,
         }
