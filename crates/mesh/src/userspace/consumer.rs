@@ -357,7 +357,7 @@ pub(super) async fn reach(
                     }
                     Some(Ok((place, Err(refusal)))) => {
                         running.retain(|other| *other != place);
-                        // That there is no room here, or that a rule is gone, says nothing of the endpoint.
+                        // That there is no room here says nothing of the endpoint.
                         if refusal != Refusal::Busy {
                             consumer.failed(place, failure(refusal));
                         }

@@ -267,7 +267,14 @@ impl Doors {
         let state = self.state();
         let stuck = state.stuck.iter();
         stuck
-            .map(|(place, why)| ((*place).into(), why.clone()))
+            .map(|(place, why)| {
+                let address = match self.redirects {
+                    Some(_) => place.0,
+                    // Where programs of this machine would find it.
+                    None => loopback(place.0).unwrap_or(place.0),
+                };
+                ((address, place.1).into(), why.clone())
+            })
             .collect()
     }
 }
