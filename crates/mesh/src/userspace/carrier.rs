@@ -20,6 +20,7 @@ use super::directory::{Directory, Member};
 use super::flow::{Carried, Far, Local, Remote, carry};
 use super::header::{ECHO, GRANTED, Refusal, Request};
 use super::identity::{Credential, Current, NAME, peer_of};
+use super::lane::{self, Lane};
 use super::links::{LinkStatus, Links};
 use super::underlay::{Underlay, address_of};
 use super::{Limits, Reach};
@@ -124,6 +125,7 @@ impl Core {
     pub(super) fn begin(self: &Arc<Self>) {
         self.spawn(Arc::clone(self).take_connections());
         self.spawn(Arc::clone(self).keep_house());
+        self.spawn(Arc::clone(self).keep_shares());
         if let Some(underlay) = &self.underlay {
             self.spawn(Arc::clone(underlay).keep());
         }
@@ -260,7 +262,7 @@ impl Core {
         let asked = async {
             // As in `ask`: one that is over may not have been noticed.
             for _ in 0..2 {
-                let (connection, _in_use) = self.connect(&member).await?;
+                let (connection, _lane) = self.connect(&member).await?;
                 let began = Instant::now();
                 let answer = async {
                     let (mut send, mut recv) = connection.open_bi().await.ok()?;
@@ -302,6 +304,14 @@ impl Core {
         let own = directory.own().identity;
         let member = |peer: &IdentityKey| *peer != own && directory.by_identity(peer).is_some();
         self.links.sweep(self.limits.keep, member);
+    }
+
+    async fn keep_shares(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(lane::LOOK);
+        loop {
+            looks.tick().await;
+            self.links.share();
+        }
     }
 
     async fn keep_house(self: Arc<Self>) {
@@ -504,17 +514,12 @@ impl Core {
         let mut place = Some(place);
         // A connection may be over without this end having noticed. Nothing was carried yet, so asking again is safe.
         for _ in 0..2 {
-            let (connection, in_use) = self.connect(member).await?;
+            let (connection, lane) = self.connect(member).await?;
             let Ok((send, recv)) = connection.open_bi().await else {
                 continue;
             };
-            let mut remote = Remote {
-                send,
-                recv,
-                _in_use: in_use,
-                place: place.take(),
-                whole: false,
-            };
+            let mut remote = Remote::new(send, recv, lane);
+            remote.place = place.take();
             let mut answer = [0];
             let asked = async {
                 remote.send.write_all(&request.encode()).await.ok()?;
@@ -538,7 +543,7 @@ impl Core {
     pub(super) async fn connect(
         self: &Arc<Self>,
         member: &Arc<Member>,
-    ) -> Result<(Connection, Arc<()>), Refusal> {
+    ) -> Result<(Connection, Arc<Lane>), Refusal> {
         if let Some(found) = self.links.newest(&member.identity) {
             return Ok(found);
         }
@@ -555,8 +560,8 @@ impl Core {
             *failed = Some(Instant::now());
             return Err(Refusal::Unreachable);
         };
-        let in_use = self.keep(member.identity, connection.clone());
-        Ok((connection, in_use))
+        let lane = self.keep(member.identity, connection.clone());
+        Ok((connection, lane))
     }
 
     /// Tries a node's addresses, one a little after the other, and takes the first that answers as that node.
@@ -596,23 +601,17 @@ impl Core {
     }
 
     /// Keeps a connection and serves what the other end asks for over it.
-    fn keep(self: &Arc<Self>, peer: IdentityKey, connection: Connection) -> Arc<()> {
-        let in_use = self.links.add(peer, connection.clone());
-        let attend = Arc::clone(self).attend(peer, connection, Arc::downgrade(&in_use));
+    fn keep(self: &Arc<Self>, peer: IdentityKey, connection: Connection) -> Arc<Lane> {
+        let lane = self.links.add(peer, connection.clone());
+        let attend = Arc::clone(self).attend(peer, connection, Arc::downgrade(&lane));
         self.spawn(attend);
-        in_use
+        lane
     }
 
-    async fn attend(self: Arc<Self>, peer: IdentityKey, connection: Connection, link: Weak<()>) {
+    async fn attend(self: Arc<Self>, peer: IdentityKey, connection: Connection, lane: Weak<Lane>) {
         while let Ok((send, recv)) = connection.accept_bi().await {
-            let Some(in_use) = link.upgrade() else { break };
-            let remote = Remote {
-                send,
-                recv,
-                _in_use: in_use,
-                place: None,
-                whole: false,
-            };
+            let Some(lane) = lane.upgrade() else { break };
+            let remote = Remote::new(send, recv, lane);
             self.spawn(arrival::serve(Arc::clone(&self), peer, remote));
         }
         self.links.remove(&peer, &connection);

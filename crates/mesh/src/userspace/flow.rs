@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::book::Motion;
+use super::lane::Lane;
 
 /// Bytes that are carried at once; each direction of a flow has a buffer of so many.
 const PIECE: usize = 32 << 10;
@@ -60,10 +61,26 @@ pub(super) struct Remote {
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
     /// Tells that its connection is in use.
-    pub(super) _in_use: Arc<()>,
+    _lane: Arc<Lane>,
+    /// Bytes that were sent, which its connection has its shares by.
+    sent: Arc<AtomicU64>,
     /// Its place among the flows of this node, once it has one.
     pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) whole: bool,
+}
+
+impl Remote {
+    /// A stream over a connection, which has no place yet.
+    pub(super) fn new(send: SendStream, recv: RecvStream, lane: Arc<Lane>) -> Self {
+        Self {
+            send,
+            recv,
+            sent: lane.meter(),
+            _lane: lane,
+            place: None,
+            whole: false,
+        }
+    }
 }
 
 impl Drop for Remote {
@@ -126,7 +143,7 @@ async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     motion: &Motion,
-    counts: [&AtomicU64; 2],
+    counts: &[&AtomicU64],
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
@@ -157,22 +174,24 @@ pub(super) async fn carry(
     carried: &Carried,
     motion: &Motion,
 ) -> Result<(), Broken> {
-    let (out, back) = ([&carried.out, &motion.out], [&carried.back, &motion.back]);
+    let back = [&carried.back, &motion.back];
     let both = async {
         let (near_read, near_write) = near.stream.split();
         match &mut far {
             Far::Peer(remote) => {
                 remote.send.write_all(early).await?;
                 motion.out.fetch_add(early.len() as u64, Ordering::Relaxed);
-                let out = copy(near_read, &mut remote.send, motion, out);
-                let back = copy(&mut remote.recv, near_write, motion, back);
+                let out = [&carried.out, &motion.out, &*remote.sent];
+                let out = copy(near_read, &mut remote.send, motion, &out);
+                let back = copy(&mut remote.recv, near_write, motion, &back);
                 tokio::try_join!(out, back)
             }
             Far::Own { service, .. } => {
                 let (read, mut write) = service.stream.split();
                 write.write_all(early).await?;
-                let out = copy(near_read, write, motion, out);
-                let back = copy(read, near_write, motion, back);
+                let out = [&carried.out, &motion.out];
+                let out = copy(near_read, write, motion, &out);
+                let back = copy(read, near_write, motion, &back);
                 tokio::try_join!(out, back)
             }
         }

@@ -26,6 +26,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
+use super::congestion::BundleConfig;
 use super::directory::Directory;
 use crate::coordination::{Identity, IdentityKey};
 use crate::error::Error;
@@ -264,6 +265,7 @@ impl Credential {
             .stream_receive_window(STREAM_WINDOW.into())
             .receive_window(CONNECTION_WINDOW.into())
             .send_window(CONNECTION_WINDOW.into())
+            .congestion_controller_factory(Arc::new(BundleConfig::default()))
             .datagram_receive_buffer_size(None)
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(SILENCE_MS))))
             .keep_alive_interval(Some(KEEP_ALIVE));

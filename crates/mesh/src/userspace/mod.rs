@@ -11,7 +11,8 @@
 //!
 //! - *Who*: both ends show their identity's Ed25519 key and sign the handshake with it (`identity`). Those who are not in the [`Directory`] get no
 //!   connection. A connection serves all flows between two nodes, of both directions; it is opened for the first of them and closed some time after the last,
-//!   or opened ahead by a node that could else not be called ([`UserspaceOptions::keep_in_touch`]).
+//!   or opened ahead by a node that could else not be called ([`UserspaceOptions::keep_in_touch`]). Its share of the way follows from
+//!   how many of them are busy (`congestion`).
 //! - *What*: the caller's gate is asked before anything is sent, and the called node's before anything is connected; the address is that of the
 //!   node that the connection proved. A service is reached only if this machine declared its port ([`Service`]), or listens for it at the node's own
 //!   address and said that this is enough ([`Reach`]), and only on loopback or at that address. What is not a
@@ -59,6 +60,7 @@
 mod arrival;
 mod book;
 mod carrier;
+mod congestion;
 pub mod connect;
 mod credentials;
 mod directory;
@@ -66,6 +68,7 @@ mod doors;
 mod flow;
 mod header;
 mod identity;
+mod lane;
 mod links;
 mod proxy;
 pub mod socks;
