@@ -43,6 +43,9 @@ pub struct NodeStatus {
     pub proxy_file: Option<PathBuf>,
     /// Where programs of this machine find services of others that no tunnel leads to.
     pub doors: Vec<SocketAddr>,
+    /// The same for UDP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub udp_doors: Vec<SocketAddr>,
     /// Where they should, and cannot, and why.
     pub stuck: Vec<(SocketAddr, String)>,
     /// How far it knows the coordinator's changes.
@@ -266,6 +269,7 @@ impl Node {
             proxies,
             proxy_file,
             doors: flows.doors,
+            udp_doors: flows.datagram_doors,
             stuck: flows.stuck,
             cursor: live.view.cursor(),
             connected: live.connected,

@@ -16,9 +16,10 @@ use tokio_util::task::TaskTracker;
 
 use super::arrival;
 use super::book::{Beginning, Book, Entry, Motion};
+use super::datagrams;
 use super::directory::{Directory, Member};
 use super::flow::{Carried, Far, Local, Remote, carry};
-use super::header::{ECHO, GRANTED, Refusal, Request};
+use super::header::{Carries, ECHO, GRANTED, Refusal, Request};
 use super::identity::{Credential, Current, NAME, peer_of};
 use super::lane::{self, Lane};
 use super::links::{LinkStatus, Links};
@@ -28,8 +29,9 @@ use crate::coordination::IdentityKey;
 use crate::policy::{Direction, Filter, FilterGate, FilterPeer, Flow};
 use crate::ways::PeerWay;
 
-/// TCP's number in policies.
-const TCP: u8 = 6;
+/// Numbers of protocols in policies.
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
 /// Handshakes of others at once. From half of them on, who connects has to show first that it gets what is sent to its address.
 const HANDSHAKES: usize = 64;
 /// How long a handshake may take.
@@ -52,10 +54,22 @@ const STOPPED: (VarInt, &[u8]) = (VarInt::from_u32(5), b"stopped");
 pub(super) struct Rule {
     peer: IdentityKey,
     direction: Direction,
+    carries: Carries,
     v6: bool,
     port: u16,
     beginning: Beginning,
     changes: watch::Receiver<u64>,
+}
+
+impl Rule {
+    /// What is said of the flow when it begins; `caller` is the port of the program that calls, if it is one of this machine.
+    pub(super) fn beginning(&self, caller: u16) -> Beginning {
+        let mut beginning = self.beginning;
+        if self.direction == Direction::Outbound {
+            beginning.flow.source_port = caller;
+        }
+        beginning
+    }
 }
 
 /// What is counted.
@@ -347,6 +361,7 @@ impl Core {
         &self,
         peer: &IdentityKey,
         direction: Direction,
+        carries: Carries,
         v6: bool,
         port: u16,
     ) -> Option<(Arc<Member>, Beginning)> {
@@ -358,7 +373,10 @@ impl Core {
             false => IpAddr::V4(member.v4),
         };
         let out = Flow {
-            protocol: TCP,
+            protocol: match carries {
+                Carries::Bytes => TCP,
+                Carries::Datagrams => UDP,
+            },
             source: address(own),
             source_port: 0,
             destination: address(member),
@@ -387,16 +405,18 @@ impl Core {
         &self,
         peer: IdentityKey,
         direction: Direction,
+        carries: Carries,
         v6: bool,
         port: u16,
     ) -> Result<(Rule, Arc<Member>), Refusal> {
         // First listen for changes, then look.
         let changes = self.changes();
-        let allowed = self.allows(&peer, direction, v6, port);
+        let allowed = self.allows(&peer, direction, carries, v6, port);
         let (member, beginning) = allowed.ok_or(Refusal::Denied)?;
         let rule = Rule {
             peer,
             direction,
+            carries,
             v6,
             port,
             beginning,
@@ -406,9 +426,9 @@ impl Core {
     }
 
     /// Waits until the rule holds no more.
-    async fn broken(&self, mut rule: Rule, entry: &Entry<'_>) {
+    pub(super) async fn broken(&self, mut rule: Rule, entry: &Entry<'_>) {
         while rule.changes.changed().await.is_ok() {
-            match self.allows(&rule.peer, rule.direction, rule.v6, rule.port) {
+            match self.allows(&rule.peer, rule.direction, rule.carries, rule.v6, rule.port) {
                 Some((_, now)) => entry.set_line(now.line),
                 None => return,
             }
@@ -421,13 +441,9 @@ impl Core {
         let (idle, carried) = (self.limits.idle, &self.counts.carried);
         let result = match rule {
             Some(rule) => {
-                let mut beginning = rule.beginning;
-                if rule.direction == Direction::Outbound {
-                    // The port of the program that calls; of others' programs nothing is known.
-                    let caller = near.stream.peer_addr();
-                    beginning.flow.source_port = caller.map_or(0, |caller| caller.port());
-                }
-                let entry = self.book.begin(beginning);
+                let caller = near.stream.peer_addr();
+                let caller = caller.map_or(0, |caller| caller.port());
+                let entry = self.book.begin(rule.beginning(caller));
                 let broken = self.broken(rule, &entry);
                 let motion = entry.motion();
                 let result = carry(near, early, far, idle, broken, carried, motion).await;
@@ -445,6 +461,21 @@ impl Core {
         }
     }
 
+    /// Whom a name or an address means, those first whose turn it is and only so many; and whether an address of theirs is meant that is of IPv6.
+    pub(super) fn candidates(&self, host: &str) -> (Vec<Arc<Member>>, bool) {
+        let directory = self.directory();
+        let found = directory.find(host);
+        let v6 = host
+            .parse::<Ipv6Addr>()
+            .is_ok_and(|address| address.to_ipv4_mapped().is_none());
+        let turn = match found.len() {
+            0 | 1 => 0,
+            many => self.turn.fetch_add(1, Ordering::Relaxed) % many,
+        };
+        let all = found.iter().cycle().skip(turn);
+        (all.take(found.len().min(NODES)).cloned().collect(), v6)
+    }
+
     /// Opens a flow to a name or an address: to a node, or one of a service's, or a service of this node.
     ///
     /// # Errors
@@ -454,19 +485,10 @@ impl Core {
         host: &str,
         port: u16,
     ) -> Result<(Far, Option<Rule>), Refusal> {
-        let directory = self.directory();
-        let found = directory.find(host);
-        let v6 = host
-            .parse::<Ipv6Addr>()
-            .is_ok_and(|address| address.to_ipv4_mapped().is_none());
+        let (found, v6) = self.candidates(host);
         let mut last = Refusal::Unknown;
-        let turn = match found.len() {
-            0 | 1 => 0,
-            many => self.turn.fetch_add(1, Ordering::Relaxed) % many,
-        };
-        let all = found.iter().cycle().skip(turn);
-        for member in all.take(found.len().min(NODES)) {
-            match self.open(member, v6, port).await {
+        for member in found {
+            match self.open(&member, v6, port).await {
                 Ok(flow) => return Ok(flow),
                 Err(refusal) => last = refusal,
             }
@@ -494,15 +516,42 @@ impl Core {
             };
             return Ok((flow, None));
         }
-        let (rule, member) = self.rule(member.identity, Direction::Outbound, v6, port)?;
+        let carries = Carries::Bytes;
+        let (rule, member) = self.rule(member.identity, Direction::Outbound, carries, v6, port)?;
         let address = match v6 {
             true => IpAddr::V6(member.v6),
             false => IpAddr::V4(member.v4),
         };
-        let request = Request { address, port };
-        let opened = timeout(OPENING, self.ask(&member, &request, place)).await;
-        let remote = opened.unwrap_or(Err(Refusal::Silent))?;
+        let request = Request {
+            carries,
+            address,
+            port,
+        };
+        let remote = self.ask_in_time(&member, &request, place).await?;
         Ok((Far::Peer(remote), Some(rule)))
+    }
+
+    /// Asks a node for a flow.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) async fn ask_in_time(
+        self: &Arc<Self>,
+        member: &Arc<Member>,
+        request: &Request,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Remote, Refusal> {
+        let asked = timeout(OPENING, self.ask(member, request, place)).await;
+        asked.unwrap_or(Err(Refusal::Silent))
+    }
+
+    /// How long a flow of datagrams may be silent, and one of TCP.
+    pub(super) const fn datagrams_idle(&self) -> Duration {
+        self.limits.datagrams_idle
+    }
+
+    pub(super) const fn idle(&self) -> Duration {
+        self.limits.idle
     }
 
     async fn ask(
@@ -515,10 +564,14 @@ impl Core {
         // A connection may be over without this end having noticed. Nothing was carried yet, so asking again is safe.
         for _ in 0..2 {
             let (connection, lane) = self.connect(member).await?;
-            let Ok((send, recv)) = connection.open_bi().await else {
+            let datagrams = request.carries == Carries::Datagrams;
+            if datagrams && connection.max_datagram_size().is_none() {
+                return Err(Refusal::NoDatagrams);
+            }
+            let Ok(streams) = connection.open_bi().await else {
                 continue;
             };
-            let mut remote = Remote::new(send, recv, lane);
+            let mut remote = Remote::new(connection, streams, lane);
             remote.place = place.take();
             let mut answer = [0];
             let asked = async {
@@ -603,15 +656,16 @@ impl Core {
     /// Keeps a connection and serves what the other end asks for over it.
     fn keep(self: &Arc<Self>, peer: IdentityKey, connection: Connection) -> Arc<Lane> {
         let lane = self.links.add(peer, connection.clone());
+        self.spawn(datagrams::sort(connection.clone(), Arc::downgrade(&lane)));
         let attend = Arc::clone(self).attend(peer, connection, Arc::downgrade(&lane));
         self.spawn(attend);
         lane
     }
 
     async fn attend(self: Arc<Self>, peer: IdentityKey, connection: Connection, lane: Weak<Lane>) {
-        while let Ok((send, recv)) = connection.accept_bi().await {
+        while let Ok(streams) = connection.accept_bi().await {
             let Some(lane) = lane.upgrade() else { break };
-            let remote = Remote::new(send, recv, lane);
+            let remote = Remote::new(connection.clone(), streams, lane);
             self.spawn(arrival::serve(Arc::clone(&self), peer, remote));
         }
         self.links.remove(&peer, &connection);

@@ -10,22 +10,20 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
-use super::carrier::Core;
+use super::carrier::{Core, TCP};
 use super::directory::{Directory, Member, loopback};
 use super::flow::Local;
 use crate::coordination::IdentityKey;
 use crate::policy::{Direction, Filter, Flow, Verdict};
 
 /// Doors at once.
-const MOST: usize = 1024;
+pub(super) const MOST: usize = 1024;
 /// When a door is tried again that could not be opened.
-const AGAIN: Duration = Duration::from_secs(2);
+pub(super) const AGAIN: Duration = Duration::from_secs(2);
 /// Callers that wait for their turn at a door.
 const QUEUE: u32 = 128;
-/// TCP's number in policies.
-const TCP: u8 = 6;
 
-type Place = (Ipv4Addr, u16);
+pub(super) type Place = (Ipv4Addr, u16);
 
 #[derive(Debug)]
 struct Door {
@@ -48,8 +46,14 @@ pub(super) struct Doors {
     more: Vec<u16>,
 }
 
-/// Which doors there should be, and to whom they lead.
-fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Place, IdentityKey> {
+/// Which doors for a protocol there should be, and to whom they lead.
+pub(super) fn wanted(
+    directory: &Directory,
+    filter: &Filter,
+    more: &[u16],
+    protocol: u8,
+) -> BTreeMap<Place, IdentityKey> {
+    let name = if protocol == TCP { "tcp" } else { "udp" };
     let own = directory.own();
     let mut wanted = BTreeMap::new();
     let others = directory.members();
@@ -65,13 +69,13 @@ fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Plac
         };
         let named = rules.outbound.iter().filter_map(|rule| rule.ports.single());
         let ports: BTreeSet<_> = named
-            .filter(|(protocol, _)| *protocol == "tcp")
+            .filter(|(protocol, _)| *protocol == name)
             .map(|(_, port)| port)
             .chain(more.iter().copied())
             .collect();
         for port in ports {
             let flow = Flow {
-                protocol: TCP,
+                protocol,
                 source: own.v4.into(),
                 source_port: 0,
                 destination: member.v4.into(),
@@ -125,7 +129,7 @@ impl Doors {
 
     /// Makes the doors what they should be; whether some could not be opened.
     fn arrange(&self, core: &Arc<Core>) -> bool {
-        let wanted = wanted(&core.directory(), &core.filter(), &self.more);
+        let wanted = wanted(&core.directory(), &core.filter(), &self.more, TCP);
         let mut state = self.state();
         state.open.retain(|place, door| {
             let stay = wanted.get(place) == Some(&door.peer);

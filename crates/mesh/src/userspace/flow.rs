@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -60,10 +60,11 @@ impl Drop for Local {
 pub(super) struct Remote {
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
+    pub(super) connection: Connection,
     /// Tells that its connection is in use.
-    _lane: Arc<Lane>,
+    pub(super) lane: Arc<Lane>,
     /// Bytes that were sent, which its connection has its shares by.
-    sent: Arc<AtomicU64>,
+    pub(super) sent: Arc<AtomicU64>,
     /// Its place among the flows of this node, once it has one.
     pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) whole: bool,
@@ -71,12 +72,17 @@ pub(super) struct Remote {
 
 impl Remote {
     /// A stream over a connection, which has no place yet.
-    pub(super) fn new(send: SendStream, recv: RecvStream, lane: Arc<Lane>) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        (send, recv): (SendStream, RecvStream),
+        lane: Arc<Lane>,
+    ) -> Self {
         Self {
             send,
             recv,
             sent: lane.meter(),
-            _lane: lane,
+            connection,
+            lane,
             place: None,
             whole: false,
         }

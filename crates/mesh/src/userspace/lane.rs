@@ -1,12 +1,15 @@
 //! What the flows over one connection have in common: that it is in use, and how much each of them sends, by which it gets its shares of the way
 //! ([`super::congestion`]).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use super::congestion::{Shares, effective};
+use super::datagrams::MOST_WAITING;
 
 /// How often it is looked how much flows send.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
@@ -34,11 +37,58 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     state: Mutex<State>,
+    /// Where datagrams of flows go, by the flow's number.
+    datagrams: Mutex<HashMap<u64, mpsc::Sender<Vec<u8>>>>,
+}
+
+/// Datagrams that arrive for one flow.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    lane: Arc<Lane>,
+    number: u64,
+    queue: mpsc::Receiver<Vec<u8>>,
+}
+
+impl Arrivals {
+    /// The next.
+    pub(super) async fn next(&mut self) -> Option<Vec<u8>> {
+        self.queue.recv().await
+    }
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        self.lane.datagrams().remove(&self.number);
+    }
 }
 
 impl Lane {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn datagrams(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Vec<u8>>>> {
+        self.datagrams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes datagrams of the flow with this number from now on.
+    pub(super) fn arrivals(self: &Arc<Self>, number: u64) -> Arrivals {
+        let (sender, queue) = mpsc::channel(MOST_WAITING);
+        self.datagrams().insert(number, sender);
+        Arrivals {
+            lane: Arc::clone(self),
+            number,
+            queue,
+        }
+    }
+
+    /// Brings a datagram to its flow. If there is none, or it has no room, it is lost.
+    pub(super) fn arrived(&self, number: u64, contents: &[u8]) {
+        if let Some(flow) = self.datagrams().get(&number) {
+            let _ = flow.try_send(contents.to_vec());
+        }
     }
 
     /// Where one more flow counts what it sends, for as long as it is.

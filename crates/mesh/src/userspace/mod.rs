@@ -54,7 +54,9 @@
 //! # }
 //! ```
 //!
-//! Absent: UDP; relays and ways through NAT (the endpoint runs over any [`quinn::AsyncUdpSocket`], see [`Userspace::start_over`], so that they can be put below);
+//! Datagrams (`datagrams`) are carried the same way: flows of UDP, through doors and the proxy.
+//!
+//! Absent: ICMP; relays and ways through NAT (the endpoint runs over any [`quinn::AsyncUdpSocket`], see [`Userspace::start_over`], so that they can be put below);
 //! peers that speak nothing but WireGuard; doors for services as such (a service's name leads to its nodes' addresses).
 
 mod arrival;
@@ -63,6 +65,7 @@ mod carrier;
 mod congestion;
 pub mod connect;
 mod credentials;
+mod datagrams;
 mod directory;
 mod doors;
 mod flow;
@@ -86,9 +89,10 @@ use std::time::Duration;
 
 use carrier::Core;
 pub use credentials::Credentials;
+pub(crate) use datagrams::fuzz_datagram;
 pub use directory::{Directory, Member, loopback, mesh_address};
 use doors::Doors;
-pub use header::{Refusal, Request};
+pub use header::{Carries, Refusal, Request};
 pub use links::LinkStatus;
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 use tokio::net::TcpListener;
@@ -141,8 +145,10 @@ pub struct ProxyOptions {
 pub struct Limits {
     /// Flows at once, of both directions; each takes a descriptor and up to 64 KiB, besides what waits in QUIC.
     pub flows: usize,
-    /// How long a flow may be silent.
+    /// How long a flow of TCP may be silent.
     pub idle: Duration,
+    /// How long a flow of UDP may be silent: less if there was never an answer.
+    pub datagrams_idle: Duration,
     /// How long a connection is kept that carries no flow.
     pub keep: Duration,
 }
@@ -152,6 +158,7 @@ impl Default for Limits {
         Self {
             flows: 4096,
             idle: Duration::from_secs(2 * 3600 + 600),
+            datagrams_idle: Duration::from_secs(180),
             keep: Duration::from_secs(600),
         }
     }
@@ -256,6 +263,8 @@ pub struct UserspaceStatus {
     pub received: u64,
     /// Doors that are open.
     pub doors: Vec<SocketAddr>,
+    /// Doors for UDP that are open.
+    pub datagram_doors: Vec<SocketAddr>,
     /// Doors that should be open and cannot, and why; they are tried again.
     pub stuck: Vec<(SocketAddr, String)>,
 }
@@ -265,6 +274,7 @@ pub struct UserspaceStatus {
 pub struct Userspace {
     core: Arc<Core>,
     doors: Arc<Doors>,
+    datagram_doors: Arc<datagrams::doors::Doors>,
     proxies: Vec<SocketAddr>,
     address: SocketAddr,
 }
@@ -399,13 +409,17 @@ impl Userspace {
         for (listener, _, credentials) in listeners {
             core.spawn(proxy::serve(Arc::clone(&core), listener, credentials));
         }
+        let datagram_doors = datagrams::doors::Doors::new(options.door_ports.clone());
+        let datagram_doors = Arc::new(datagram_doors);
         let doors = Arc::new(Doors::new(options.door_ports));
         if options.doors {
+            core.spawn(Arc::clone(&datagram_doors).keep(Arc::clone(&core)));
             core.spawn(Arc::clone(&doors).keep(Arc::clone(&core)));
         }
         Ok(Self {
             core,
             doors,
+            datagram_doors,
             proxies,
             address,
         })
@@ -502,7 +516,8 @@ impl Userspace {
             sent: counts.carried.out.load(Ordering::Relaxed),
             received: counts.carried.back.load(Ordering::Relaxed),
             doors: self.doors.open(),
-            stuck: self.doors.stuck(),
+            datagram_doors: self.datagram_doors.open(),
+            stuck: [self.doors.stuck(), self.datagram_doors.stuck()].concat(),
         }
     }
 

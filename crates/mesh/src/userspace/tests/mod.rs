@@ -1,6 +1,7 @@
 //! Nodes in one process, with real sockets on loopback.
 
 mod cluster;
+mod datagrams;
 mod distance;
 mod flows;
 mod home;
