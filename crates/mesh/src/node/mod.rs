@@ -71,6 +71,8 @@ pub struct NodeOptions {
     pub upstream: Vec<SocketAddr>,
     /// Whether, and where, it is a relay for others.
     pub relay: Option<RelayPorts>,
+    /// Whether the router is asked to forward the ports of tunnels and flows.
+    pub port_mapping: bool,
 }
 
 /// Why a node is not up, or not any more.
@@ -180,6 +182,7 @@ pub struct Node {
     said: Said,
     carriers: Carriers,
     relaying: Option<Relaying>,
+    port_mapping: bool,
     dns: Server,
     live: Mutex<Live>,
     /// Something is to be said to the coordinator.
@@ -309,7 +312,9 @@ impl Node {
         let dns = names(&current, &options).await?;
         let own = dns.addresses().iter().map(SocketAddr::port);
         let carriers = Carriers::start(sockets, device, &state, &current, &options, own).await?;
-        carriers.set_candidates(&said.endpoints, &said.flows);
+        let own = vec![voucher.v4.into(), voucher.v6.into()];
+        let places = (said.endpoints.clone(), said.flows.clone());
+        carriers.look_around(own, places, options.port_mapping);
         let name = voucher.name.clone();
         let node = Self {
             state: Mutex::new(state),
@@ -318,6 +323,7 @@ impl Node {
             said,
             carriers,
             relaying,
+            port_mapping: options.port_mapping,
             dns,
             news: Notify::new(),
             live: Mutex::new(Live {

@@ -12,6 +12,7 @@ use super::{Live, Node};
 use crate::coordination::{Mode, Voucher};
 use crate::key::PublicKey;
 use crate::policy::Subject;
+use crate::surroundings::MappedPort;
 use crate::ways::PeerWay;
 
 /// A node as it sees itself.
@@ -35,6 +36,12 @@ pub struct NodeStatus {
     pub port: Option<u16>,
     /// The port of its flows.
     pub flows_port: u16,
+    /// Whether the router is asked to forward its ports.
+    #[serde(default)]
+    pub port_mapping: bool,
+    /// Its ports that the router forwards.
+    #[serde(default)]
+    pub mapped: Vec<MappedPort>,
     /// Where its names are asked for.
     pub dns: Vec<SocketAddr>,
     /// Where its proxies listen, for SOCKS5 and HTTP CONNECT.
@@ -265,6 +272,8 @@ impl Node {
             interface: device.map(|(name, _)| name.to_owned()),
             port: device.map(|(_, port)| port),
             flows_port,
+            port_mapping: self.port_mapping,
+            mapped: self.carriers.mapped(),
             dns: self.dns().to_vec(),
             proxies,
             proxy_file,

@@ -485,6 +485,13 @@ impl Userspace {
         }
     }
 
+    /// This machine's addresses changed: relays are asked where they see it, and what was proven of direct ways is proven anew, at once.
+    pub fn moved(&self) {
+        if let Some(underlay) = &self.core.underlay {
+            underlay.moved();
+        }
+    }
+
     /// The gate was changed: what it no longer allows ends at once.
     pub fn refresh(&self) {
         self.core.refresh();
