@@ -26,9 +26,9 @@ Examples:
 It prints `up NAME ADDRESS` to standard output once all is up, and all else to standard error.
 Services are to listen at that address. When the coordinator is down, it starts from what it knew.
 
-Without a network device TCP and UDP reach others at loopback addresses that stand for them, to which
-names lead, and through the proxy of --socks: SOCKS5 and HTTP CONNECT at one port, with the user and
-password in the file `proxy` of the state directory.
+Without a network device TCP and UDP reach others at loopback addresses that stand for them, to
+which names lead, and through the proxy of --socks: SOCKS5 and HTTP CONNECT at one port, with the
+user and password in the file `proxy` of the state directory.
 
 Names are answered at port 53 of the node's own address, or without a device at another where that
 port is not allowed, see `atoll mesh status`; resolv.conf is left alone. To use them, write

@@ -20,116 +20,32 @@
 pub(super) mod associate;
 mod clients;
 pub(super) mod doors;
+mod ends;
+mod exchange;
 pub(super) mod wire;
 
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 pub(super) use clients::Clients;
-use quinn::{Connection, ReadError, ReadExactError, SendDatagramError, VarInt};
+use ends::{End, Peer, Service};
+pub(super) use ends::{Far, Near};
+use exchange::{Counter, carry};
+use quinn::Connection;
 use tokio::net::UdpSocket;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::book::Motion;
 use super::carrier::{Core, Rule};
 use super::directory::{Member, loopback};
-use super::flow::{Broken, Remote};
+use super::flow::Remote;
 use super::header::{Carries, Refusal, Request};
-use super::lane::{Arrivals, Lane};
+use super::lane::Lane;
 use crate::policy::Direction;
 
-/// Datagrams that wait for a program, or for their turn on the stream.
+/// Datagrams that wait for a program.
 pub(super) const MOST_WAITING: usize = 32;
-const MOST_LONG: usize = 4;
-/// How long a flow may be silent in which there was never an answer.
-const UNANSWERED: Duration = Duration::from_secs(30);
-/// What the stream of a flow is ended with that was silent for too long.
-const QUIET: VarInt = VarInt::from_u32(2);
-
-/// The end of a flow that is this machine's.
-#[derive(Debug)]
-pub(super) enum Near {
-    /// A program that sends to a socket which others send to as well.
-    Program {
-        /// What it sent, sorted out by whoever reads the socket.
-        sent: mpsc::Receiver<Vec<u8>>,
-        /// The socket.
-        socket: Arc<UdpSocket>,
-        /// Where the program is.
-        at: SocketAddr,
-        /// What stands before everything that it gets.
-        head: Vec<u8>,
-    },
-    /// A service.
-    Service(Service),
-}
-
-/// A service, and the socket by which it is spoken with.
-#[derive(Debug)]
-pub(super) struct Service {
-    socket: UdpSocket,
-    at: SocketAddr,
-}
-
-impl Service {
-    /// What it says next. If it listens everywhere, its answers to a loopback address come from 127.0.0.1.
-    async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let (length, from) = self.socket.recv_from(buffer).await?;
-            let right = from.ip() == self.at.ip() || from.ip() == Ipv4Addr::LOCALHOST;
-            if right && from.port() == self.at.port() {
-                return Ok(length);
-            }
-        }
-    }
-
-    async fn send(&self, datagram: &[u8]) {
-        // Nobody is there now, perhaps: lost, as on any network.
-        let _ = self.socket.send_to(datagram, self.at).await;
-    }
-}
-
-impl Near {
-    fn port(&self) -> u16 {
-        match self {
-            Self::Program { at, .. } => at.port(),
-            Self::Service(_) => 0,
-        }
-    }
-}
-
-/// The other end of a flow.
-#[derive(Debug)]
-pub(super) struct Far {
-    /// The address of the node there.
-    pub(super) address: IpAddr,
-    end: End,
-}
-
-#[derive(Debug)]
-enum End {
-    Peer(Box<Peer>),
-    /// A service of this node, and the flow's place among all.
-    Own(Service, OwnedSemaphorePermit),
-}
-
-#[derive(Debug)]
-struct Peer {
-    remote: Remote,
-    arrivals: Arrivals,
-}
-
-impl Peer {
-    fn new(remote: Remote) -> Self {
-        let arrivals = remote.lane.arrivals(wire::number(remote.send.id()));
-        Self { remote, arrivals }
-    }
-}
 
 /// Takes what may be a datagram of a flow, and of a client of SOCKS5, apart.
 pub(crate) fn fuzz_datagram(bytes: &[u8]) {
@@ -153,231 +69,6 @@ pub(super) async fn sort(connection: Connection, lane: std::sync::Weak<Lane>) {
             lane.arrived(number, contents);
         }
     }
-}
-
-/// Waits until nothing moved for so long.
-async fn quiet(motion: &Motion, limit: Duration) {
-    loop {
-        let (last, began) = motion.last();
-        let limit = match motion
-            .out
-            .load(Ordering::Relaxed)
-            .min(motion.back.load(Ordering::Relaxed))
-        {
-            0 => limit.min(UNANSWERED),
-            _ => limit,
-        };
-        match (Duration::from_millis(last) + limit).checked_sub(began.elapsed()) {
-            Some(rest) if !rest.is_zero() => tokio::time::sleep(rest).await,
-            _ => return,
-        }
-    }
-}
-
-/// Counts what moves.
-struct Counter<'a> {
-    motion: &'a Motion,
-    all: [&'a AtomicU64; 2],
-}
-
-impl Counter<'_> {
-    fn out(&self, length: usize) {
-        self.motion.touch();
-        self.motion.out.fetch_add(length as u64, Ordering::Relaxed);
-        self.all[0].fetch_add(length as u64, Ordering::Relaxed);
-    }
-
-    fn back(&self, length: usize) {
-        self.motion.touch();
-        self.motion.back.fetch_add(length as u64, Ordering::Relaxed);
-        self.all[1].fetch_add(length as u64, Ordering::Relaxed);
-    }
-}
-
-/// The near end, taken apart.
-enum Source<'a> {
-    Queue(&'a mut mpsc::Receiver<Vec<u8>>),
-    Service(&'a Service, Vec<u8>),
-}
-
-impl Source<'_> {
-    /// The next datagram; `None` if there will be none.
-    async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        match self {
-            Self::Queue(queue) => Ok(queue.recv().await),
-            Self::Service(service, buffer) => {
-                let length = service.receive(buffer).await?;
-                Ok(buffer.get(..length).map(<[u8]>::to_vec))
-            }
-        }
-    }
-}
-
-enum Sink<'a> {
-    Program(&'a UdpSocket, SocketAddr, &'a [u8]),
-    Service(&'a Service),
-}
-
-impl Sink<'_> {
-    async fn give(&self, datagram: &[u8]) {
-        match self {
-            Self::Program(socket, at, []) => _ = socket.send_to(datagram, at).await,
-            Self::Program(socket, at, head) => {
-                _ = socket.send_to(&[head, datagram].concat(), at).await;
-            }
-            Self::Service(service) => service.send(datagram).await,
-        }
-    }
-}
-
-impl Near {
-    fn split(&mut self) -> (Source<'_>, Sink<'_>) {
-        match self {
-            Self::Program {
-                sent,
-                socket,
-                at,
-                head,
-            } => (Source::Queue(sent), Sink::Program(socket, *at, head)),
-            Self::Service(service) => (
-                Source::Service(service, vec![0; 1 << 16]),
-                Sink::Service(service),
-            ),
-        }
-    }
-}
-
-/// The next long datagram; `None` after the last.
-async fn long(recv: &mut quinn::RecvStream) -> Result<Option<Vec<u8>>, Broken> {
-    let failed = |error: ReadExactError| match error {
-        ReadExactError::ReadError(ReadError::Reset(QUIET)) => Broken::Idle,
-        error => Broken::Failed(io::Error::other(error)),
-    };
-    let mut length = [0; 2];
-    match recv.read_exact(&mut length).await {
-        Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
-        other => other.map_err(failed)?,
-    }
-    let mut datagram = vec![0; usize::from(u16::from_be_bytes(length))];
-    recv.read_exact(&mut datagram).await.map_err(failed)?;
-    Ok(Some(datagram))
-}
-
-/// Carries between a near end and a peer until one of them ends it.
-async fn exchange(near: &mut Near, peer: &mut Peer, count: &Counter<'_>) -> Result<(), Broken> {
-    let (mut source, sink) = near.split();
-    let Peer { remote, arrivals } = peer;
-    let (connection, sent) = (&remote.connection, &remote.sent);
-    let number = wire::number(remote.send.id());
-    let (send, recv) = (&mut remote.send, &mut remote.recv);
-    let (later, mut waiting) = mpsc::channel::<Vec<u8>>(MOST_LONG);
-    let out = async {
-        while let Some(datagram) = source.next().await? {
-            count.out(datagram.len());
-            sent.fetch_add(datagram.len() as u64, Ordering::Relaxed);
-            let whole = Bytes::from(wire::write(number, &datagram));
-            match connection.send_datagram(whole) {
-                // What finds no room on the stream is lost.
-                Err(SendDatagramError::TooLarge) => _ = later.try_send(datagram),
-                other => other.map_err(io::Error::other)?,
-            }
-        }
-        Ok::<(), Broken>(())
-    };
-    let long_out = async {
-        while let Some(datagram) = waiting.recv().await {
-            let Ok(length) = u16::try_from(datagram.len()) else {
-                continue;
-            };
-            let framed = [&length.to_be_bytes()[..], &datagram].concat();
-            send.write_all(&framed).await.map_err(io::Error::other)?;
-        }
-        // The sender lives as long as this.
-        std::future::pending::<Result<(), Broken>>().await
-    };
-    let back = async {
-        while let Some(datagram) = arrivals.next().await {
-            count.back(datagram.len());
-            sink.give(&datagram).await;
-        }
-        std::future::pending::<Result<(), Broken>>().await
-    };
-    let long_back = async {
-        while let Some(datagram) = long(recv).await? {
-            count.back(datagram.len());
-            sink.give(&datagram).await;
-        }
-        Ok(())
-    };
-    tokio::select! {
-        done = out => done,
-        done = long_out => done,
-        done = back => done,
-        done = long_back => done,
-    }
-}
-
-/// The same with a service of this node.
-async fn exchange_here(
-    near: &mut Near,
-    service: &Service,
-    count: &Counter<'_>,
-) -> Result<(), Broken> {
-    let (mut source, sink) = near.split();
-    let out = async {
-        while let Some(datagram) = source.next().await? {
-            count.out(datagram.len());
-            service.send(&datagram).await;
-        }
-        Ok::<(), Broken>(())
-    };
-    let back = async {
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let length = service.receive(&mut buffer).await?;
-            count.back(length);
-            sink.give(buffer.get(..length).unwrap_or_default()).await;
-        }
-    };
-    tokio::select! {
-        done = out => done,
-        done = back => done,
-    }
-}
-
-async fn carry(
-    mut near: Near,
-    far: Far,
-    limit: Duration,
-    forbidden: impl Future<Output = ()>,
-    count: Counter<'_>,
-) -> Result<(), Broken> {
-    let (mut peer, own) = match far.end {
-        End::Peer(peer) => (Some(peer), None),
-        End::Own(service, place) => (None, Some((service, place))),
-    };
-    let both = async {
-        match (&mut peer, &own) {
-            (Some(peer), _) => exchange(&mut near, peer, &count).await,
-            (None, Some((service, _))) => exchange_here(&mut near, service, &count).await,
-            (None, None) => Ok(()),
-        }
-    };
-    let result = tokio::select! {
-        done = both => done,
-        () = quiet(count.motion, limit) => Err(Broken::Idle),
-        () = forbidden => Err(Broken::Forbidden),
-    };
-    if let Some(remote) = peer.as_mut().map(|peer| &mut peer.remote) {
-        // What is said here fails if the stream is over already. A flow that broke off is told when it is dropped.
-        match result {
-            Ok(()) => remote.whole = remote.send.finish().is_ok(),
-            Err(Broken::Idle) => remote.whole = remote.send.reset(QUIET).is_ok(),
-            Err(_) => {}
-        }
-        let _ = remote.recv.stop(VarInt::from_u32(0));
-    }
-    result
 }
 
 /// The service at a port of this node, for this caller, which it sees by its loopback address where that is possible.
