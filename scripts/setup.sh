@@ -77,6 +77,8 @@ for purpose in "${@:-build}"; do
       need wireguard-go wireguard-go
       need wg wireguard-tools
       need dig bind9-dnsutils
+      need miniupnpd miniupnpd-nftables
+      need nft nftables
       need curl curl
       need etcd etcd-server
       need etcdctl etcd-client

@@ -56,6 +56,30 @@ print("listening", flush=True)
 server.serve_forever()
 """
 
+# Answers each datagram with who asks, who is asked and how much that was; NAME, ADDRESS and PORT as arguments.
+UDP_GREETER = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind((sys.argv[2], int(sys.argv[3])))
+print("listening", flush=True)
+while True:
+    said, at = server.recvfrom(65536)
+    server.sendto(f"{sys.argv[1]} greets {at[0]} {len(said)}".encode(), at)
+"""
+
+# Sends so many bytes to ADDRESS and PORT, and prints the answer, if there is one within a second.
+UDP_CALLER = """
+import socket, sys
+caller = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+caller.settimeout(1)
+caller.connect((sys.argv[1], int(sys.argv[2])))
+try:
+    caller.send(b"?" * int(sys.argv[3]))
+    print(caller.recv(65536).decode())
+except OSError:
+    pass
+"""
+
 # What a program sees of its machine: no /dev/net/tun, the name server that is asked for names, and the program itself, wherever it was built.
 VIEW = """
 set -e
@@ -333,6 +357,38 @@ def test_machines_without_rights_reach_services_by_name_and_what_is_not_allowed_
     assert not os.path.exists(os.path.join(world.state(1), "node.sock"))
     left = world.spaces[1].run("ss", "-Hltnu").stdout
     assert "127.64.0.1:8080" in left and left.count("\n") == 1, left
+
+
+def test_udp_reaches_services_with_and_without_a_device(machines):
+    world = machines(3, device=[3])
+    _, web = world.join(1, world.token("--tags", "web"))
+    shop = world.token("--tags", "shop", "--reuse")
+    _, without = world.join(2, shop, "--mode", "userspace")
+    _, device = world.join(3, shop)
+    for number, address in (1, web), (2, without), (3, device):
+        name = f"greeter-{number}"
+        world.start(number, name, "python3", "-u", "-c", UDP_GREETER, f"node-{number}", address, "5300")
+
+    def ask(number, address, port=5300, length=10):
+        done = world.spaces[number].run("python3", "-c", UDP_CALLER, address, str(port), str(length), check=False)
+        return done.stdout.strip()
+
+    rule = '[[allow]]\nfrom = ["tag:web", "tag:shop"]\nto = ["tag:shop"]\nports = ["udp/5300"]\n'
+    world.set_policy(rule)
+    # To a machine without a device from one without and from one with, and the other way round; short and long.
+    for number, host, greeted in (1, without, 2), (1, "127.64.0.3", 3), (3, without, 2), (2, "127.64.0.3", 3):
+        for length in 10, 30000:
+            answer = f"node-{greeted} greets 127.64.0.{number} {length}"
+            wait_until(lambda: ask(number, host, length=length) == answer, PATIENCE, f"{number} is answered: {answer}")
+    wanted = {"protocol": "udp", "began": "here", "peer": "node-2", "destination_port": 5300, "rule_line": 1}
+    assert any(flow["sent"] == 30000 and flow["received"] > 20 for flow in world.flows(1, **wanted))
+    assert "127.64.0.2:5300" in world.status(1)["udp_doors"]
+
+    # What no rule allows: the other direction, another port, and all of it when the rule is taken back.
+    assert ask(2, web) == ask(3, "127.64.0.1") == ask(1, without, port=5301) == ""
+    world.set_policy("")
+    wait_until(lambda: not world.status(1).get("udp_doors"), PATIENCE, "doors close")
+    assert ask(1, without) == ask(3, without) == ""
 
 
 def test_etcd_forms_a_cluster_by_names_without_rights_and_outlives_a_node(machines):

@@ -85,7 +85,6 @@ fn main() -> Outcome<()> {
     for (at, mode) in [(1, "TUN"), (2, "no TUN")] {
         let what = format!("{mode}, {way}, of plain TCP");
         let why = match mode {
-            "no TUN" if flows > 1 => "all flows between two nodes share one congestion window",
             "no TUN" if congestion == "bbr" => "QUIC's congestion control is CUBIC",
             _ => "",
         };

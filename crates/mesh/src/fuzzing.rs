@@ -17,7 +17,7 @@ use crate::offload::segment::segment;
 use crate::offload::{VIRTIO_HEADER, VirtioHeader};
 use crate::policy::{Direction, Filter, FilterGate, FilterPeer, Gate, Policy, Subject, Verdict};
 use crate::prefix::Prefix;
-use crate::userspace::{Request, connect, fuzz_signal, socks};
+use crate::userspace::{Request, connect, fuzz_datagram, fuzz_signal, socks};
 use crate::{SystemClock, relay};
 
 const OWN: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(100, 64, 0, 1), Ipv6Addr::LOCALHOST);
@@ -44,6 +44,7 @@ pub fn datagram(bytes: &[u8]) {
     static KEYS: OnceLock<(PrivateKey, PublicKey)> = OnceLock::new();
     let (own, other) = KEYS.get_or_init(|| (key(1), key(2).public()));
     fuzz_signal(own, other, bytes);
+    fuzz_datagram(bytes);
     core.admit(IpAddr::from([192, 0, 2, 1]), bytes);
     assert!(core.identify(bytes).is_err());
     // Keys are costly, and nothing that comes changes this.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -97,6 +98,16 @@ pub(crate) fn socket_in<T: Send>(
             .within(|| Ok(make()))
             .unwrap_or_else(|error| Err(io::Error::other(error))),
     }
+}
+
+/// A UDP socket in a namespace, or in that of the calling thread, for this thread's runtime.
+pub(crate) fn udp_in(
+    namespace: Option<&Namespace>,
+    place: SocketAddr,
+) -> io::Result<tokio::net::UdpSocket> {
+    let socket = socket_in(namespace, || std::net::UdpSocket::bind(place))?;
+    socket.set_nonblocking(true)?;
+    tokio::net::UdpSocket::from_std(socket)
 }
 
 impl From<OwnedFd> for Namespace {

@@ -6,6 +6,7 @@ use super::{
     talk::Talk,
 };
 use crate::style::{self, Table};
+use mesh::MappedPort;
 use mesh::node::{NodeStatus, RelaySummary};
 use serde::Serialize;
 use std::net::{SocketAddr, UdpSocket};
@@ -60,6 +61,9 @@ struct Report {
     nat: Nat,
     seen: Vec<SocketAddr>,
     relays: Vec<RelaySummary>,
+    /// Whether the router is asked to forward ports, and those that it does.
+    port_mapping: bool,
+    mapped: Vec<MappedPort>,
     /// Nodes that are reached directly, and over relays.
     direct: usize,
     relayed: usize,
@@ -101,6 +105,23 @@ fn report(status: NodeStatus) -> Report {
         relayed: counted(true),
         seen,
         relays: status.relays,
+        port_mapping: status.port_mapping,
+        mapped: status.mapped,
+    }
+}
+
+/// What the router forwards, for people.
+fn forwarded(report: &Report) -> String {
+    let mapped = report.mapped.iter();
+    let mapped: Vec<_> = mapped
+        .map(|mapped| format!("{} to port {} ({})", mapped.outside, mapped.port, mapped.by))
+        .collect();
+    match report.port_mapping {
+        false => "not asked for (--no-port-mapping)".to_owned(),
+        true if mapped.is_empty() => {
+            "nothing: no router answers by PCP, NAT-PMP or UPnP".to_owned()
+        }
+        true => mapped.join(", "),
     }
 }
 
@@ -122,12 +143,13 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         ("udp", udp.to_owned()),
         ("nat", report.nat.text().to_owned()),
         ("seen as", seen.join(" ")),
+        ("forwarded", forwarded(&report)),
         (
             "reached",
             format!("{} directly, {} over relays", report.direct, report.relayed),
         ),
     ] {
-        style::to_stdout(&format!("{name:<8} {value}\n"))?;
+        style::to_stdout(&format!("{name:<9} {value}\n"))?;
     }
     let mut table = Table::new(&["RELAY", "OVER", "ROUND TRIP", "SEES US AT"]);
     for relay in &report.relays {

@@ -161,7 +161,10 @@ fn proxy(status: &NodeStatus) -> String {
 }
 
 fn doors(status: &NodeStatus) -> String {
-    let open = format!("{} open", status.doors.len());
+    let open = match status.udp_doors.len() {
+        0 => format!("{} open", status.doors.len()),
+        udp => format!("{} open, {udp} for UDP", status.doors.len()),
+    };
     match status.stuck.first() {
         Some((at, why)) => format!(
             "{open}; {} cannot be opened: {at}: {}",

@@ -26,9 +26,9 @@ Examples:
 It prints `up NAME ADDRESS` to standard output once all is up, and all else to standard error.
 Services are to listen at that address. When the coordinator is down, it starts from what it knew.
 
-Without a network device TCP reaches others at loopback addresses that stand for them, to which
-names lead, and through the proxy of --socks: SOCKS5 and HTTP CONNECT at one port, with the user and
-password in the file `proxy` of the state directory.
+Without a network device TCP and UDP reach others at loopback addresses that stand for them, to
+which names lead, and through the proxy of --socks: SOCKS5 and HTTP CONNECT at one port, with the
+user and password in the file `proxy` of the state directory.
 
 Names are answered at port 53 of the node's own address, or without a device at another where that
 port is not allowed, see `atoll mesh status`; resolv.conf is left alone. To use them, write
@@ -87,6 +87,10 @@ pub(super) struct Arguments {
     /// it is free and allowed]
     #[arg(long, value_name = "PORT", requires = "relay")]
     relay_tls: Option<u16>,
+
+    /// Do not ask the router to forward ports (PCP, NAT-PMP, UPnP)
+    #[arg(long)]
+    no_port_mapping: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -95,7 +99,7 @@ enum Mode {
     Auto,
     /// A network device: needs root and /dev/net/tun
     Tun,
-    /// Without one: TCP only, needs no rights
+    /// Without one: TCP and UDP only, needs no rights
     Userspace,
 }
 
@@ -229,6 +233,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
             tls_optional: arguments.relay_tls.is_none(),
         }),
         programs: None,
+        port_mapping: !arguments.no_port_mapping,
     };
     let start = Node::start(state, token.as_ref(), options, &*link);
     let node = tokio::select! {

@@ -290,6 +290,11 @@ impl Engine {
         let _ = self.shared.redirects.set(redirects);
     }
 
+    /// This machine's addresses changed: relays are asked where they see it, and what was proven of direct ways is proven anew, at once.
+    pub fn moved(&self) {
+        self.shared.relays.shift(self.shared.clock.now());
+    }
+
     /// Who this node is.
     pub fn public_key(&self) -> PublicKey {
         self.shared.core.public_key()

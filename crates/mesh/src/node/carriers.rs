@@ -3,7 +3,7 @@
 //! Every node carries flows. Two that have a device each speak through a tunnel; where one has none, both use flows.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::current::{Current, Peer};
@@ -22,6 +22,7 @@ use crate::namespace::Namespace;
 use crate::policy::{Filter, FilterGate};
 use crate::relay::{RelayAddress, RelayStatus};
 use crate::services::Redirects;
+use crate::surroundings::{MappedPort, News, Surroundings};
 use crate::tun::{Tun, TunOptions};
 use crate::userspace::{
     Credentials, ProxyOptions, Reach, Refusal, Service, Userspace, UserspaceOptions,
@@ -154,11 +155,12 @@ pub fn device_allowed() -> Result<(), Error> {
 /// All that carries.
 #[derive(Debug)]
 pub(super) struct Carriers {
-    tunnels: Option<Engine>,
-    flows: Userspace,
+    tunnels: Option<Arc<Engine>>,
+    flows: Arc<Userspace>,
     gate: Arc<FilterGate>,
     /// The relays that are used now.
     relays: Mutex<Vec<RelayAddress>>,
+    surroundings: OnceLock<Surroundings>,
 }
 
 /// What there is between this node and another.
@@ -188,13 +190,8 @@ impl Carriers {
                 let clock = Arc::new(SystemClock);
                 let core = NoiseCore::new(&state.wireguard, HANDSHAKES, clock.clone());
                 let guarded = Arc::clone(&gate) as Arc<_>;
-                Some(Engine::start_guarded(
-                    tun,
-                    wire,
-                    Arc::new(core),
-                    clock,
-                    guarded,
-                )?)
+                let engine = Engine::start_guarded(tun, wire, Arc::new(core), clock, guarded)?;
+                Some(Arc::new(engine))
             }
             _ => None,
         };
@@ -227,15 +224,16 @@ impl Carriers {
         };
         Ok(Self {
             tunnels,
-            flows: Userspace::start_on(flows, sockets.flows).await?,
+            flows: Arc::new(Userspace::start_on(flows, sockets.flows).await?),
             gate,
             relays: Mutex::default(),
+            surroundings: OnceLock::new(),
         })
     }
 
     /// Whether all of it still works.
     pub(super) fn running(&self) -> bool {
-        self.tunnels.as_ref().is_none_or(Engine::running)
+        self.tunnels.as_deref().is_none_or(Engine::running)
     }
 
     /// The device, if there is one, and the port of its tunnels.
@@ -253,12 +251,51 @@ impl Carriers {
         self.flows.proxies()
     }
 
-    /// Says where tunnels and flows of this node may be found.
-    pub(super) fn set_candidates(&self, tunnels: &[SocketAddr], flows: &[SocketAddr]) {
-        if let Some(engine) = &self.tunnels {
-            engine.set_candidates(tunnels);
-        }
-        self.flows.set_candidates(flows);
+    /// Says where tunnels and flows of this node may be found, now and whenever this machine's addresses change: where its owner says, where it has
+    /// addresses, and if that is wanted where its router forwards ports. `own` are its addresses in the mesh.
+    pub(super) fn look_around(
+        &self,
+        own: Vec<IpAddr>,
+        said: (Vec<SocketAddr>, Vec<SocketAddr>),
+        forward: bool,
+    ) {
+        let engine = self.tunnels.as_ref();
+        let ports = (
+            engine.map(|engine| engine.port()),
+            self.flows.address().port(),
+        );
+        // Whoever holds them decides when they end.
+        let (engine, flows) = (engine.map(Arc::downgrade), Arc::downgrade(&self.flows));
+        let tell = move |news: News| {
+            let engine = engine.as_ref().and_then(Weak::upgrade);
+            if let (Some(engine), Some(port)) = (engine, ports.0) {
+                engine.set_candidates(&news.candidates(port, &said.0));
+                if news.moved {
+                    engine.moved();
+                }
+            }
+            if let Some(flows) = flows.upgrade() {
+                flows.set_candidates(&news.candidates(ports.1, &said.1));
+                if news.moved {
+                    flows.moved();
+                }
+            }
+        };
+        let first = News::default();
+        tell(first);
+        let forward: Vec<_> = match forward {
+            true => ports.0.into_iter().chain([ports.1]).collect(),
+            false => Vec::new(),
+        };
+        let _ = self
+            .surroundings
+            .set(Surroundings::start(own, &forward, tell));
+    }
+
+    /// Ports that the router forwards to this node.
+    pub(super) fn mapped(&self) -> Vec<MappedPort> {
+        let surroundings = self.surroundings.get();
+        surroundings.map(Surroundings::mapped).unwrap_or_default()
     }
 
     /// Registers with these relays and no others.
@@ -343,11 +380,14 @@ impl Carriers {
     /// Ends flows in order: others hear of it.
     pub(super) async fn end(&self) {
         self.close();
+        if let Some(surroundings) = self.surroundings.get() {
+            surroundings.stop().await;
+        }
         self.flows.end().await;
     }
 
     fn tunnel(&self, peer: &Peer) -> Option<&Engine> {
-        self.tunnels.as_ref().filter(|_| peer.mode.is_tun())
+        self.tunnels.as_deref().filter(|_| peer.mode.is_tun())
     }
 
     /// Has a new session made with another that there is a tunnel to.
@@ -400,7 +440,7 @@ impl Carriers {
 
     /// What the engine counts; nothing if there is none.
     pub(super) fn tunnels_status(&self) -> Option<EngineStatus> {
-        self.tunnels.as_ref().map(Engine::status)
+        self.tunnels.as_deref().map(Engine::status)
     }
 
     /// What tunnels and flows know of who spoke since, each after its own number.
@@ -410,7 +450,7 @@ impl Carriers {
     }
 
     /// What carries flows and keeps doors.
-    pub(super) const fn flows(&self) -> &Userspace {
+    pub(super) fn flows(&self) -> &Userspace {
         &self.flows
     }
 

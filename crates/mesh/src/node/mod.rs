@@ -86,6 +86,8 @@ pub struct NodeOptions {
     pub relay: Option<RelayPorts>,
     /// The network namespace of the programs that it is for; absent, that of the calling thread.
     pub programs: Option<Arc<Namespace>>,
+    /// Whether the router is asked to forward the ports of tunnels and flows.
+    pub port_mapping: bool,
 }
 
 /// Why a node is not up, or not any more.
@@ -195,6 +197,7 @@ pub struct Node {
     said: Said,
     carriers: Carriers,
     relaying: Option<Relaying>,
+    port_mapping: bool,
     dns: Server,
     live: Mutex<Live>,
     /// Something is to be said to the coordinator.
@@ -333,8 +336,10 @@ impl Node {
         let dns = names(&current, &options, asked).await?;
         let own = dns.addresses().iter().map(SocketAddr::port);
         let carriers = Carriers::start(sockets, device, &state, &current, &options, own).await?;
-        carriers.set_candidates(&said.endpoints, &said.flows);
         carriers.flows().follow_questions(questions);
+        let own = vec![voucher.v4.into(), voucher.v6.into()];
+        let places = (said.endpoints.clone(), said.flows.clone());
+        carriers.look_around(own, places, options.port_mapping);
         let name = voucher.name.clone();
         let informed = watch::Sender::new(view.cursor() > 0);
         let node = Self {
@@ -344,6 +349,7 @@ impl Node {
             said,
             carriers,
             relaying,
+            port_mapping: options.port_mapping,
             dns,
             news: Notify::new(),
             informed,

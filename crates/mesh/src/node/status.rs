@@ -12,6 +12,7 @@ use super::{Live, Node};
 use crate::coordination::{Mode, Voucher};
 use crate::key::PublicKey;
 use crate::policy::Subject;
+use crate::surroundings::MappedPort;
 use crate::ways::PeerWay;
 
 /// A node as it sees itself.
@@ -35,6 +36,12 @@ pub struct NodeStatus {
     pub port: Option<u16>,
     /// The port of its flows.
     pub flows_port: u16,
+    /// Whether the router is asked to forward its ports.
+    #[serde(default)]
+    pub port_mapping: bool,
+    /// Its ports that the router forwards.
+    #[serde(default)]
+    pub mapped: Vec<MappedPort>,
     /// Where its names are asked for.
     pub dns: Vec<SocketAddr>,
     /// Where its proxies listen, for SOCKS5 and HTTP CONNECT.
@@ -43,6 +50,9 @@ pub struct NodeStatus {
     pub proxy_file: Option<PathBuf>,
     /// Where programs of this machine find services of others that no tunnel leads to.
     pub doors: Vec<SocketAddr>,
+    /// The same for UDP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub udp_doors: Vec<SocketAddr>,
     /// Where they should, and cannot, and why.
     pub stuck: Vec<(SocketAddr, String)>,
     /// How far it knows the coordinator's changes.
@@ -262,10 +272,13 @@ impl Node {
             interface: device.map(|(name, _)| name.to_owned()),
             port: device.map(|(_, port)| port),
             flows_port,
+            port_mapping: self.port_mapping,
+            mapped: self.carriers.mapped(),
             dns: self.dns().to_vec(),
             proxies,
             proxy_file,
             doors: flows.doors,
+            udp_doors: flows.datagram_doors,
             stuck: flows.stuck,
             cursor: live.view.cursor(),
             connected: live.connected,

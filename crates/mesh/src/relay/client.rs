@@ -250,6 +250,7 @@ pub(crate) struct Relays {
     next: AtomicU32,
     /// Something about them changed that peers have to be told.
     changed: AtomicBool,
+    shifted: AtomicBool,
     /// Wakes the connections' thread.
     wake: Arc<OwnedFd>,
     frames: Mutex<Vec<(Arc<Link>, Vec<u8>)>>,
@@ -269,6 +270,7 @@ impl Relays {
             list: RwLock::default(),
             next: AtomicU32::new(1),
             changed: AtomicBool::new(false),
+            shifted: AtomicBool::new(false),
             wake: Arc::new(event()?),
             frames: Mutex::default(),
             arrived: event()?,
@@ -360,13 +362,22 @@ impl Relays {
         self.changed.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether this node was seen at another address since this was asked last.
+    /// This machine's addresses changed: relays are asked where they see it, and ways are looked at as if it had been said.
+    pub(crate) fn shift(&self, now: Instant) {
+        for link in self.list().iter() {
+            link.check(now);
+        }
+        self.shifted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this node was seen at another address since this was asked last, or moved.
     pub(crate) fn take_move(&self) -> bool {
+        let shifted = self.shifted.swap(false, Ordering::Relaxed);
         let list = self.list();
         let moved = list
             .iter()
             .filter(|link| link.moved.swap(false, Ordering::Relaxed));
-        moved.count() > 0
+        moved.count() > 0 || shifted
     }
 
     pub(crate) fn note_change(&self) {

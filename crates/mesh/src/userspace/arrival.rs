@@ -14,9 +14,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::carrier::{Core, Rule};
+use super::datagrams::{self, Near};
 use super::directory::{Member, loopback};
 use super::flow::{Far, Local, Remote};
-use super::header::{ECHO, FIRST, GRANTED, Refusal, Request};
+use super::header::{Carries, ECHO, FIRST, GRANTED, Refusal, Request};
 use crate::coordination::IdentityKey;
 use crate::namespace::{Namespace, socket_in};
 use crate::policy::Direction;
@@ -46,9 +47,16 @@ pub(super) async fn serve(core: Arc<Core>, peer: IdentityKey, mut remote: Remote
             remote.whole =
                 remote.send.write_all(&[GRANTED]).await.is_ok() && remote.send.finish().is_ok();
         }
-        Ok(Some((service, rule))) => {
+        Ok(Some((Granted::Bytes(service), rule))) => {
             if remote.send.write_all(&[GRANTED]).await.is_ok() {
                 core.run(service, &[], Far::Peer(remote), Some(rule)).await;
+            }
+        }
+        Ok(Some((Granted::Datagrams(service), rule))) => {
+            let own = core.directory().own().v4;
+            let mut far = datagrams::asked(remote, own.into());
+            if datagrams::grant(&mut far, GRANTED).await {
+                core.run_datagrams(service, far, Some(rule)).await;
             }
         }
         Err(refusal) => {
@@ -61,11 +69,17 @@ pub(super) async fn serve(core: Arc<Core>, peer: IdentityKey, mut remote: Remote
     }
 }
 
+/// What a peer gets.
+enum Granted {
+    Bytes(Local),
+    Datagrams(Near),
+}
+
 async fn grant(
     core: &Arc<Core>,
     peer: IdentityKey,
     remote: &mut Remote,
-) -> Result<Option<(Local, Rule)>, Refusal> {
+) -> Result<Option<(Granted, Rule)>, Refusal> {
     let request = timeout(REQUEST, request(&mut remote.recv)).await;
     let request = request.map_err(|_| Refusal::Silent)?;
     let Some(request) = request.ok_or(Refusal::Confused)? else {
@@ -78,9 +92,17 @@ async fn grant(
         IpAddr::V6(address) if address == core.directory().own().v6 => true,
         _ => return Err(Refusal::Confused),
     };
-    let (rule, caller) = core.rule(peer, Direction::Inbound, v6, request.port)?;
-    let service = dial(core, &caller, request.port).await?;
-    Ok(Some((Local::new(service), rule)))
+    let (direction, port) = (Direction::Inbound, request.port);
+    let (rule, caller) = core.rule(peer, direction, request.carries, v6, port)?;
+    let granted = match request.carries {
+        Carries::Bytes => Granted::Bytes(Local::new(dial(core, &caller, port).await?)),
+        // Nobody is told datagrams that do not take them.
+        Carries::Datagrams if remote.connection.max_datagram_size().is_none() => {
+            return Err(Refusal::Confused);
+        }
+        Carries::Datagrams => Granted::Datagrams(core.take_datagrams(&caller, port).await?),
+    };
+    Ok(Some((granted, rule)))
 }
 
 /// Connects to the service that this machine offers at a port, from the caller's loopback address where that is possible.

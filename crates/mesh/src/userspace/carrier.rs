@@ -17,10 +17,12 @@ use tokio_util::task::TaskTracker;
 use super::arrival;
 use super::book::{Beginning, Book, Entry, Motion};
 use super::consumer::{self, Consumer};
+use super::datagrams;
 use super::directory::{Directory, Member};
 use super::flow::{Carried, Far, Local, Remote, carry};
-use super::header::{ECHO, GRANTED, Refusal, Request};
+use super::header::{Carries, ECHO, GRANTED, Refusal, Request};
 use super::identity::{Credential, Current, NAME, peer_of};
+use super::lane::{self, Lane};
 use super::links::{LinkStatus, Links};
 use super::underlay::{Underlay, address_of};
 use super::{Limits, Reach};
@@ -29,8 +31,9 @@ use crate::namespace::Namespace;
 use crate::policy::{Direction, Filter, FilterGate, FilterPeer, Flow};
 use crate::ways::PeerWay;
 
-/// TCP's number in policies.
-const TCP: u8 = 6;
+/// Numbers of protocols in policies.
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
 /// Handshakes of others at once. From half of them on, who connects has to show first that it gets what is sent to its address.
 const HANDSHAKES: usize = 64;
 /// How long a handshake may take.
@@ -53,6 +56,7 @@ const STOPPED: (VarInt, &[u8]) = (VarInt::from_u32(5), b"stopped");
 pub(super) struct Rule {
     peer: IdentityKey,
     direction: Direction,
+    carries: Carries,
     v6: bool,
     port: u16,
     beginning: Beginning,
@@ -68,6 +72,15 @@ impl Rule {
             recorded: false,
             ..self
         }
+    }
+
+    /// What is said of the flow when it begins; `caller` is the port of the program that calls, if it is one of this machine.
+    pub(super) fn beginning(&self, caller: u16) -> Beginning {
+        let mut beginning = self.beginning;
+        if self.direction == Direction::Outbound {
+            beginning.flow.source_port = caller;
+        }
+        beginning
     }
 }
 
@@ -143,6 +156,7 @@ impl Core {
     pub(super) fn begin(self: &Arc<Self>) {
         self.spawn(Arc::clone(self).take_connections());
         self.spawn(Arc::clone(self).keep_house());
+        self.spawn(Arc::clone(self).keep_shares());
         if let Some(underlay) = &self.underlay {
             self.spawn(Arc::clone(underlay).keep());
         }
@@ -279,7 +293,7 @@ impl Core {
         let asked = async {
             // As in `ask`: one that is over may not have been noticed.
             for _ in 0..2 {
-                let (connection, _in_use) = self.connect(&member).await?;
+                let (connection, _lane) = self.connect(&member).await?;
                 let began = Instant::now();
                 let answer = async {
                     let (mut send, mut recv) = connection.open_bi().await.ok()?;
@@ -323,6 +337,14 @@ impl Core {
         self.links.sweep(self.limits.keep, member);
     }
 
+    async fn keep_shares(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(lane::LOOK);
+        loop {
+            looks.tick().await;
+            self.links.share();
+        }
+    }
+
     async fn keep_house(self: Arc<Self>) {
         let mut filter = self.filter();
         let mut ticks = tokio::time::interval(TICK);
@@ -356,6 +378,7 @@ impl Core {
         &self,
         peer: &IdentityKey,
         direction: Direction,
+        carries: Carries,
         v6: bool,
         port: u16,
     ) -> Option<(Arc<Member>, Beginning)> {
@@ -367,7 +390,10 @@ impl Core {
             false => IpAddr::V4(member.v4),
         };
         let out = Flow {
-            protocol: TCP,
+            protocol: match carries {
+                Carries::Bytes => TCP,
+                Carries::Datagrams => UDP,
+            },
             source: address(own),
             source_port: 0,
             destination: address(member),
@@ -396,16 +422,18 @@ impl Core {
         &self,
         peer: IdentityKey,
         direction: Direction,
+        carries: Carries,
         v6: bool,
         port: u16,
     ) -> Result<(Rule, Arc<Member>), Refusal> {
         // First listen for changes, then look.
         let changes = self.changes();
-        let allowed = self.allows(&peer, direction, v6, port);
+        let allowed = self.allows(&peer, direction, carries, v6, port);
         let (member, beginning) = allowed.ok_or(Refusal::Denied)?;
         let rule = Rule {
             peer,
             direction,
+            carries,
             v6,
             port,
             beginning,
@@ -416,9 +444,9 @@ impl Core {
     }
 
     /// Waits until the rule holds no more.
-    async fn broken(&self, mut rule: Rule, entry: Option<&Entry<'_>>) {
+    pub(super) async fn broken(&self, mut rule: Rule, entry: Option<&Entry<'_>>) {
         while rule.changes.changed().await.is_ok() {
-            match self.allows(&rule.peer, rule.direction, rule.v6, rule.port) {
+            match self.allows(&rule.peer, rule.direction, rule.carries, rule.v6, rule.port) {
                 Some((_, now)) => _ = entry.map(|entry| entry.set_line(now.line)),
                 None => return,
             }
@@ -431,13 +459,9 @@ impl Core {
         let (idle, carried) = (self.limits.idle, &self.counts.carried);
         let result = match rule {
             Some(rule) if rule.recorded => {
-                let mut beginning = rule.beginning;
-                if rule.direction == Direction::Outbound {
-                    // The port of the program that calls; of others' programs nothing is known.
-                    let caller = near.stream.peer_addr();
-                    beginning.flow.source_port = caller.map_or(0, |caller| caller.port());
-                }
-                let entry = self.book.begin(beginning);
+                let caller = near.stream.peer_addr();
+                let caller = caller.map_or(0, |caller| caller.port());
+                let entry = self.book.begin(rule.beginning(caller));
                 let broken = self.broken(rule, Some(&entry));
                 let motion = entry.motion();
                 let result = carry(near, early, far, idle, broken, carried, motion).await;
@@ -459,6 +483,21 @@ impl Core {
         }
     }
 
+    /// Whom a name or an address means, those first whose turn it is and only so many; and whether an address of theirs is meant that is of IPv6.
+    pub(super) fn candidates(&self, host: &str) -> (Vec<Arc<Member>>, bool) {
+        let directory = self.directory();
+        let found = directory.find(host);
+        let v6 = host
+            .parse::<Ipv6Addr>()
+            .is_ok_and(|address| address.to_ipv4_mapped().is_none());
+        let turn = match found.len() {
+            0 | 1 => 0,
+            many => self.turn.fetch_add(1, Ordering::Relaxed) % many,
+        };
+        let all = found.iter().cycle().skip(turn);
+        (all.take(found.len().min(NODES)).cloned().collect(), v6)
+    }
+
     /// Opens a flow to a name or an address: to a node, or one of a service's, or a service of this node.
     ///
     /// # Errors
@@ -477,18 +516,10 @@ impl Core {
             }
             return reached;
         }
-        let found = directory.find(host);
-        let v6 = host
-            .parse::<Ipv6Addr>()
-            .is_ok_and(|address| address.to_ipv4_mapped().is_none());
+        let (found, v6) = self.candidates(host);
         let mut last = Refusal::Unknown;
-        let turn = match found.len() {
-            0 | 1 => 0,
-            many => self.turn.fetch_add(1, Ordering::Relaxed) % many,
-        };
-        let all = found.iter().cycle().skip(turn);
-        for member in all.take(found.len().min(NODES)) {
-            match self.open(member, v6, port).await {
+        for member in found {
+            match self.open(&member, v6, port).await {
                 Ok(flow) => return Ok(flow),
                 Err(refusal) => last = refusal,
             }
@@ -516,15 +547,42 @@ impl Core {
             };
             return Ok((flow, None));
         }
-        let (rule, member) = self.rule(member.identity, Direction::Outbound, v6, port)?;
+        let carries = Carries::Bytes;
+        let (rule, member) = self.rule(member.identity, Direction::Outbound, carries, v6, port)?;
         let address = match v6 {
             true => IpAddr::V6(member.v6),
             false => IpAddr::V4(member.v4),
         };
-        let request = Request { address, port };
-        let opened = timeout(OPENING, self.ask(&member, &request, place)).await;
-        let remote = opened.unwrap_or(Err(Refusal::Silent))?;
+        let request = Request {
+            carries,
+            address,
+            port,
+        };
+        let remote = self.ask_in_time(&member, &request, place).await?;
         Ok((Far::Peer(remote), Some(rule)))
+    }
+
+    /// Asks a node for a flow.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) async fn ask_in_time(
+        self: &Arc<Self>,
+        member: &Arc<Member>,
+        request: &Request,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Remote, Refusal> {
+        let asked = timeout(OPENING, self.ask(member, request, place)).await;
+        asked.unwrap_or(Err(Refusal::Silent))
+    }
+
+    /// How long a flow of datagrams may be silent, and one of TCP.
+    pub(super) const fn datagrams_idle(&self) -> Duration {
+        self.limits.datagrams_idle
+    }
+
+    pub(super) const fn idle(&self) -> Duration {
+        self.limits.idle
     }
 
     async fn ask(
@@ -536,17 +594,16 @@ impl Core {
         let mut place = Some(place);
         // A connection may be over without this end having noticed. Nothing was carried yet, so asking again is safe.
         for _ in 0..2 {
-            let (connection, in_use) = self.connect(member).await?;
-            let Ok((send, recv)) = connection.open_bi().await else {
+            let (connection, lane) = self.connect(member).await?;
+            let datagrams = request.carries == Carries::Datagrams;
+            if datagrams && connection.max_datagram_size().is_none() {
+                return Err(Refusal::NoDatagrams);
+            }
+            let Ok(streams) = connection.open_bi().await else {
                 continue;
             };
-            let mut remote = Remote {
-                send,
-                recv,
-                _in_use: in_use,
-                place: place.take(),
-                whole: false,
-            };
+            let mut remote = Remote::new(connection, streams, lane);
+            remote.place = place.take();
             let mut answer = [0];
             let asked = async {
                 remote.send.write_all(&request.encode()).await.ok()?;
@@ -570,7 +627,7 @@ impl Core {
     pub(super) async fn connect(
         self: &Arc<Self>,
         member: &Arc<Member>,
-    ) -> Result<(Connection, Arc<()>), Refusal> {
+    ) -> Result<(Connection, Arc<Lane>), Refusal> {
         if let Some(found) = self.links.newest(&member.identity) {
             return Ok(found);
         }
@@ -587,8 +644,8 @@ impl Core {
             *failed = Some(Instant::now());
             return Err(Refusal::Unreachable);
         };
-        let in_use = self.keep(member.identity, connection.clone());
-        Ok((connection, in_use))
+        let lane = self.keep(member.identity, connection.clone());
+        Ok((connection, lane))
     }
 
     /// Tries a node's addresses, one a little after the other, and takes the first that answers as that node.
@@ -628,23 +685,18 @@ impl Core {
     }
 
     /// Keeps a connection and serves what the other end asks for over it.
-    fn keep(self: &Arc<Self>, peer: IdentityKey, connection: Connection) -> Arc<()> {
-        let in_use = self.links.add(peer, connection.clone());
-        let attend = Arc::clone(self).attend(peer, connection, Arc::downgrade(&in_use));
+    fn keep(self: &Arc<Self>, peer: IdentityKey, connection: Connection) -> Arc<Lane> {
+        let lane = self.links.add(peer, connection.clone());
+        self.spawn(datagrams::sort(connection.clone(), Arc::downgrade(&lane)));
+        let attend = Arc::clone(self).attend(peer, connection, Arc::downgrade(&lane));
         self.spawn(attend);
-        in_use
+        lane
     }
 
-    async fn attend(self: Arc<Self>, peer: IdentityKey, connection: Connection, link: Weak<()>) {
-        while let Ok((send, recv)) = connection.accept_bi().await {
-            let Some(in_use) = link.upgrade() else { break };
-            let remote = Remote {
-                send,
-                recv,
-                _in_use: in_use,
-                place: None,
-                whole: false,
-            };
+    async fn attend(self: Arc<Self>, peer: IdentityKey, connection: Connection, lane: Weak<Lane>) {
+        while let Ok(streams) = connection.accept_bi().await {
+            let Some(lane) = lane.upgrade() else { break };
+            let remote = Remote::new(connection.clone(), streams, lane);
             self.spawn(arrival::serve(Arc::clone(&self), peer, remote));
         }
         self.links.remove(&peer, &connection);

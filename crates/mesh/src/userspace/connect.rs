@@ -142,7 +142,9 @@ pub const fn status(refusal: Refusal) -> (u16, &'static str) {
     match refusal {
         Refusal::Denied | Refusal::Undeclared => (403, "Forbidden"),
         Refusal::Unknown => (404, "Not Found"),
-        Refusal::Closed | Refusal::Unreachable | Refusal::Confused => (502, "Bad Gateway"),
+        Refusal::Closed | Refusal::Unreachable | Refusal::Confused | Refusal::NoDatagrams => {
+            (502, "Bad Gateway")
+        }
         Refusal::Silent => (504, "Gateway Timeout"),
         Refusal::Busy => (503, "Service Unavailable"),
     }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::carrier::{Core, Rule};
 use super::directory::{Directory, Member};
 use super::flow::{Far, Local};
-use super::header::Refusal;
+use super::header::{Carries, Refusal};
 use super::service::{Protocol, ServiceEntry};
 use crate::coordination::IdentityKey;
 use crate::namespace::socket_in;
@@ -276,7 +276,13 @@ pub(super) async fn open(
         return Ok((opened, link.round_trip));
     }
     let place = core.place()?;
-    let (rule, member) = core.rule(member.identity, Direction::Outbound, false, port)?;
+    let (rule, member) = core.rule(
+        member.identity,
+        Direction::Outbound,
+        Carries::Bytes,
+        false,
+        port,
+    )?;
     let began = Instant::now();
     let target = SocketAddr::from((member.v4, port));
     let connecting = async {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
-use super::carrier::Core;
+use super::carrier::{Core, TCP};
 use super::consumer;
 use super::directory::{Directory, Member, loopback};
 use super::flow::Local;
@@ -23,15 +23,13 @@ use crate::policy::{Direction, Filter, Flow, Verdict};
 use crate::services::Redirects;
 
 /// Doors to nodes at once; those to services have a bound of their own.
-const MOST: usize = 1024;
+pub(super) const MOST: usize = 1024;
 /// When a door is tried again that could not be opened.
-const AGAIN: Duration = Duration::from_secs(2);
+pub(super) const AGAIN: Duration = Duration::from_secs(2);
 /// Callers that wait for their turn at a door.
 const QUEUE: u32 = 128;
-/// TCP's number in policies.
-const TCP: u8 = 6;
 
-type Place = (Ipv4Addr, u16);
+pub(super) type Place = (Ipv4Addr, u16);
 
 /// Where a door leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,8 +73,14 @@ fn wanted_services(directory: &Directory, filter: &Filter) -> BTreeMap<Place, Le
         .collect()
 }
 
-/// Which doors there should be, and to whom they lead.
-fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Place, IdentityKey> {
+/// Which doors for a protocol there should be, and to whom they lead.
+pub(super) fn wanted(
+    directory: &Directory,
+    filter: &Filter,
+    more: &[u16],
+    protocol: u8,
+) -> BTreeMap<Place, IdentityKey> {
+    let name = if protocol == TCP { "tcp" } else { "udp" };
     let own = directory.own();
     let mut wanted = BTreeMap::new();
     let others = directory.members();
@@ -92,13 +96,13 @@ fn wanted(directory: &Directory, filter: &Filter, more: &[u16]) -> BTreeMap<Plac
         };
         let named = rules.outbound.iter().filter_map(|rule| rule.ports.single());
         let ports: BTreeSet<_> = named
-            .filter(|(protocol, _)| *protocol == "tcp")
+            .filter(|(protocol, _)| *protocol == name)
             .map(|(_, port)| port)
             .chain(more.iter().copied())
             .collect();
         for port in ports {
             let flow = Flow {
-                protocol: TCP,
+                protocol,
                 source: own.v4.into(),
                 source_port: 0,
                 destination: member.v4.into(),
@@ -184,7 +188,7 @@ impl Doors {
     /// Makes the doors what they should be; whether some could not be opened.
     fn arrange(&self, core: &Arc<Core>) -> bool {
         let (directory, filter) = (core.directory(), core.filter());
-        let nodes = wanted(&directory, &filter, &self.more).into_iter();
+        let nodes = wanted(&directory, &filter, &self.more, TCP).into_iter();
         let nodes: Vec<_> = nodes
             .map(|(place, peer)| (place, Leads::Node(peer)))
             .collect();

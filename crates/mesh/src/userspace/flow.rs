@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::book::Motion;
+use super::lane::Lane;
 
 /// Bytes that are carried at once; each direction of a flow has a buffer of so many.
 const PIECE: usize = 32 << 10;
@@ -59,11 +60,33 @@ impl Drop for Local {
 pub(super) struct Remote {
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
+    pub(super) connection: Connection,
     /// Tells that its connection is in use.
-    pub(super) _in_use: Arc<()>,
+    pub(super) lane: Arc<Lane>,
+    /// Bytes that were sent, which its connection has its shares by.
+    pub(super) sent: Arc<AtomicU64>,
     /// Its place among the flows of this node, once it has one.
     pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) whole: bool,
+}
+
+impl Remote {
+    /// A stream over a connection, which has no place yet.
+    pub(super) fn new(
+        connection: Connection,
+        (send, recv): (SendStream, RecvStream),
+        lane: Arc<Lane>,
+    ) -> Self {
+        Self {
+            send,
+            recv,
+            sent: lane.meter(),
+            connection,
+            lane,
+            place: None,
+            whole: false,
+        }
+    }
 }
 
 impl Drop for Remote {
@@ -126,7 +149,7 @@ async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     motion: &Motion,
-    counts: [&AtomicU64; 2],
+    counts: &[&AtomicU64],
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
@@ -157,22 +180,24 @@ pub(super) async fn carry(
     carried: &Carried,
     motion: &Motion,
 ) -> Result<(), Broken> {
-    let (out, back) = ([&carried.out, &motion.out], [&carried.back, &motion.back]);
+    let back = [&carried.back, &motion.back];
     let both = async {
         let (near_read, near_write) = near.stream.split();
         match &mut far {
             Far::Peer(remote) => {
                 remote.send.write_all(early).await?;
                 motion.out.fetch_add(early.len() as u64, Ordering::Relaxed);
-                let out = copy(near_read, &mut remote.send, motion, out);
-                let back = copy(&mut remote.recv, near_write, motion, back);
+                let out = [&carried.out, &motion.out, &*remote.sent];
+                let out = copy(near_read, &mut remote.send, motion, &out);
+                let back = copy(&mut remote.recv, near_write, motion, &back);
                 tokio::try_join!(out, back)
             }
             Far::Own { service, .. } => {
                 let (read, mut write) = service.stream.split();
                 write.write_all(early).await?;
-                let out = copy(near_read, write, motion, out);
-                let back = copy(read, near_write, motion, back);
+                let out = [&carried.out, &motion.out];
+                let out = copy(near_read, write, motion, &out);
+                let back = copy(read, near_write, motion, &back);
                 tokio::try_join!(out, back)
             }
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! caller ──► 1, 4 or 6, port (16 bits), address (4 or 16 bytes), then what the flow carries
 //!        ◄── 0, then what the flow carries; or the number of a refusal, and the end
+//! caller ──► 3, as above: a flow of datagrams, for as long as the stream is open (`datagrams`)
 //! caller ──► 2, 0, 0, 0, and the end: whoever is called says 0 and ends too, so the time of a round trip is known
 //! ```
 //!
@@ -10,8 +11,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The kind of a flow over TCP.
+/// The kinds of flows, over TCP and UDP.
 const TCP: u8 = 1;
+const UDP: u8 = 3;
 /// What asks for an answer and nothing else.
 pub(super) const ECHO: [u8; FIRST] = [2, 0, 0, 0];
 /// The part of a request that all have.
@@ -19,9 +21,20 @@ pub(super) const FIRST: usize = 4;
 /// The answer to a request that is granted.
 pub(super) const GRANTED: u8 = 0;
 
+/// What a flow carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carries {
+    /// Bytes in order: TCP.
+    Bytes,
+    /// Datagrams: UDP. Versions that know none refuse it as [`Refusal::Confused`].
+    Datagrams,
+}
+
 /// Where a flow is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
+    /// What it carries.
+    pub carries: Carries,
     /// An address that the called node has in the mesh.
     pub address: IpAddr,
     /// The port there; never 0.
@@ -31,7 +44,11 @@ pub struct Request {
 impl Request {
     /// As it stands at the beginning of a stream.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![TCP, if self.address.is_ipv4() { 4 } else { 6 }];
+        let kind = match self.carries {
+            Carries::Bytes => TCP,
+            Carries::Datagrams => UDP,
+        };
+        let mut bytes = vec![kind, if self.address.is_ipv4() { 4 } else { 6 }];
         bytes.extend(self.port.to_be_bytes());
         match self.address {
             IpAddr::V4(address) => bytes.extend(address.octets()),
@@ -43,9 +60,9 @@ impl Request {
     /// How many bytes follow the first four; `None` if this is no request.
     pub fn rest(first: &[u8; FIRST]) -> Option<usize> {
         match first {
-            [TCP, _, 0, 0] => None,
-            [TCP, 4, ..] => Some(4),
-            [TCP, 6, ..] => Some(16),
+            [TCP | UDP, _, 0, 0] => None,
+            [TCP | UDP, 4, ..] => Some(4),
+            [TCP | UDP, 6, ..] => Some(16),
             _ => None,
         }
     }
@@ -58,8 +75,16 @@ impl Request {
             4 => Ipv4Addr::from(<[u8; 4]>::try_from(rest).ok()?).into(),
             _ => Ipv6Addr::from(<[u8; 16]>::try_from(rest).ok()?).into(),
         };
+        let carries = match first[0] {
+            UDP => Carries::Datagrams,
+            _ => Carries::Bytes,
+        };
         let port = u16::from_be_bytes([first[2], first[3]]);
-        Some(Self { address, port })
+        Some(Self {
+            carries,
+            address,
+            port,
+        })
     }
 }
 
@@ -90,6 +115,9 @@ pub enum Refusal {
     /// The node is not to be reached, or is not the one that the directory names.
     #[error("the node cannot be reached")]
     Unreachable,
+    /// The node is of a version that knows no datagrams.
+    #[error("the node runs an older Atoll, which carries no UDP")]
+    NoDatagrams,
 }
 
 impl Refusal {
@@ -134,8 +162,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn requests_survive(address: IpAddr, port in 1u16..) {
-            let request = Request { address, port };
+        fn requests_survive(address: IpAddr, port in 1u16.., datagrams: bool) {
+            let carries = if datagrams { Carries::Datagrams } else { Carries::Bytes };
+            let request = Request { carries, address, port };
             let bytes = request.encode();
             let first = bytes.first_chunk().unwrap();
             prop_assert_eq!(Request::rest(first), Some(bytes.len() - FIRST));

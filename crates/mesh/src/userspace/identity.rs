@@ -26,6 +26,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
+use super::congestion::BundleConfig;
 use super::directory::Directory;
 use crate::coordination::{Identity, IdentityKey};
 use crate::error::Error;
@@ -48,6 +49,8 @@ const STREAMS: u32 = 1024;
 /// What one flow, and all of a connection, may hold in memory that nobody has read yet: 8 MiB is 1 Gb/s at 60 ms.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// What datagrams of flows may hold in memory that wait to be sent, and that nobody has looked at yet, of a connection each.
+const DATAGRAMS: usize = 256 << 10;
 /// After how long without a word the other end is taken for dead, and how often a word is said.
 const SILENCE_MS: u32 = 20_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -264,7 +267,9 @@ impl Credential {
             .stream_receive_window(STREAM_WINDOW.into())
             .receive_window(CONNECTION_WINDOW.into())
             .send_window(CONNECTION_WINDOW.into())
-            .datagram_receive_buffer_size(None)
+            .congestion_controller_factory(Arc::new(BundleConfig::default()))
+            .datagram_receive_buffer_size(Some(DATAGRAMS))
+            .datagram_send_buffer_size(DATAGRAMS)
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(SILENCE_MS))))
             .keep_alive_interval(Some(KEEP_ALIVE));
         Ok(Self {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use quinn::{Connection, VarInt};
 
+use super::lane::Lane;
 use crate::coordination::IdentityKey;
 use crate::ways::PeerWay;
 
@@ -40,7 +41,7 @@ struct Link {
     connection: Connection,
     opened: Instant,
     /// Every flow has one of these too.
-    in_use: Arc<()>,
+    lane: Arc<Lane>,
     unused_since: Instant,
 }
 
@@ -82,11 +83,11 @@ impl Links {
     }
 
     /// The newest connection with a node that is not known to be over, and what a flow over it holds.
-    pub(super) fn newest(&self, peer: &IdentityKey) -> Option<(Connection, Arc<()>)> {
+    pub(super) fn newest(&self, peer: &IdentityKey) -> Option<(Connection, Arc<Lane>)> {
         let peers = self.peers();
         let mut links = peers.get(peer)?.links.iter().rev();
         let link = links.find(|link| link.connection.close_reason().is_none())?;
-        Some((link.connection.clone(), Arc::clone(&link.in_use)))
+        Some((link.connection.clone(), Arc::clone(&link.lane)))
     }
 
     /// What those hold who connect to a node, one after the other.
@@ -95,12 +96,12 @@ impl Links {
     }
 
     /// Keeps a connection; returns what a flow over it holds. If there are too many with this node, one without flows gives way, else the oldest.
-    pub(super) fn add(&self, peer: IdentityKey, connection: Connection) -> Arc<()> {
-        let in_use = Arc::new(());
+    pub(super) fn add(&self, peer: IdentityKey, connection: Connection) -> Arc<Lane> {
+        let lane = Arc::new(Lane::default());
         let mut peers = self.peers();
         let peer = peers.entry(peer).or_default();
         if peer.links.len() >= MOST {
-            let unused = |link: &Link| Arc::strong_count(&link.in_use) == 1;
+            let unused = |link: &Link| Arc::strong_count(&link.lane) == 1;
             let at = peer.links.iter().position(unused).unwrap_or(0);
             let gone = peer.links.remove(at).connection;
             peer.retire(&gone);
@@ -109,10 +110,10 @@ impl Links {
         peer.links.push(Link {
             connection,
             opened: Instant::now(),
-            in_use: Arc::clone(&in_use),
+            lane: Arc::clone(&lane),
             unused_since: Instant::now(),
         });
-        in_use
+        lane
     }
 
     /// Forgets a connection that is over.
@@ -140,7 +141,7 @@ impl Links {
             }
             let mut gone = Vec::new();
             peer.links.retain_mut(|link| {
-                if Arc::strong_count(&link.in_use) > 1 {
+                if Arc::strong_count(&link.lane) > 1 {
                     link.unused_since = now;
                 }
                 let stay = now.duration_since(link.unused_since) < keep;
@@ -155,6 +156,15 @@ impl Links {
             }
             !peer.links.is_empty() || Arc::strong_count(&peer.opening) > 1 || peer.past != (0, 0)
         });
+    }
+
+    /// Gives each connection its shares of the way, by what flows over it send.
+    pub(super) fn share(&self) {
+        for peer in self.peers().values() {
+            for link in &peer.links {
+                link.lane.share(&link.connection);
+            }
+        }
     }
 
     /// What is known of those with a node.

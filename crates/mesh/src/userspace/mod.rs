@@ -11,7 +11,8 @@
 //!
 //! - *Who*: both ends show their identity's Ed25519 key and sign the handshake with it (`identity`). Those who are not in the [`Directory`] get no
 //!   connection. A connection serves all flows between two nodes, of both directions; it is opened for the first of them and closed some time after the last,
-//!   or opened ahead by a node that could else not be called ([`UserspaceOptions::keep_in_touch`]).
+//!   or opened ahead by a node that could else not be called ([`UserspaceOptions::keep_in_touch`]). Its share of the way follows from
+//!   how many of them are busy (`congestion`).
 //! - *What*: the caller's gate is asked before anything is sent, and the called node's before anything is connected; the address is that of the
 //!   node that the connection proved. A service is reached only if this machine declared its port ([`Service`]), or listens for it at the node's own
 //!   address and said that this is enough ([`Reach`]), and only on loopback or at that address. What is not a
@@ -55,20 +56,25 @@
 //! # }
 //! ```
 //!
-//! Absent: UDP; relays and ways through NAT (the endpoint runs over any [`quinn::AsyncUdpSocket`], see [`Userspace::start_over`], so that they can be put below);
+//! Datagrams (`datagrams`) are carried the same way: flows of UDP, through doors and the proxy.
+//!
+//! Absent: ICMP; relays and ways through NAT (the endpoint runs over any [`quinn::AsyncUdpSocket`], see [`Userspace::start_over`], so that they can be put below);
 //! peers that speak nothing but WireGuard.
 
 mod arrival;
 mod book;
 mod carrier;
+mod congestion;
 pub mod connect;
 mod consumer;
 mod credentials;
+mod datagrams;
 mod directory;
 mod doors;
 mod flow;
 mod header;
 mod identity;
+mod lane;
 mod links;
 mod probes;
 mod proxy;
@@ -90,9 +96,10 @@ use std::time::Duration;
 use carrier::Core;
 pub use consumer::{EndpointView, PortView};
 pub use credentials::Credentials;
+pub(crate) use datagrams::fuzz_datagram;
 pub use directory::{Directory, Member, loopback, mesh_address};
 use doors::Doors;
-pub use header::{Refusal, Request};
+pub use header::{Carries, Refusal, Request};
 pub use links::LinkStatus;
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 pub use service::{Endpoint, Protocol, ServiceEntry};
@@ -148,8 +155,10 @@ pub struct ProxyOptions {
 pub struct Limits {
     /// Flows at once, of both directions; each takes a descriptor and up to 64 KiB, besides what waits in QUIC.
     pub flows: usize,
-    /// How long a flow may be silent.
+    /// How long a flow of TCP may be silent.
     pub idle: Duration,
+    /// How long a flow of UDP may be silent: less if there was never an answer.
+    pub datagrams_idle: Duration,
     /// How long a connection is kept that carries no flow.
     pub keep: Duration,
 }
@@ -159,6 +168,7 @@ impl Default for Limits {
         Self {
             flows: 4096,
             idle: Duration::from_secs(2 * 3600 + 600),
+            datagrams_idle: Duration::from_secs(180),
             keep: Duration::from_secs(600),
         }
     }
@@ -271,6 +281,8 @@ pub struct UserspaceStatus {
     pub service_doors: Vec<SocketAddr>,
     /// Doors to nodes that are open.
     pub doors: Vec<SocketAddr>,
+    /// Doors for UDP that are open.
+    pub datagram_doors: Vec<SocketAddr>,
     /// Doors that should be open and cannot, and why; they are tried again.
     pub stuck: Vec<(SocketAddr, String)>,
 }
@@ -280,6 +292,7 @@ pub struct UserspaceStatus {
 pub struct Userspace {
     core: Arc<Core>,
     doors: Arc<Doors>,
+    datagram_doors: Arc<datagrams::doors::Doors>,
     proxies: Vec<SocketAddr>,
     address: SocketAddr,
 }
@@ -418,14 +431,18 @@ impl Userspace {
         if let Some(redirects) = options.redirects.clone().filter(|_| options.doors) {
             core.spawn(service_datagrams::keep(Arc::clone(&core), redirects));
         }
+        let datagram_doors = datagrams::doors::Doors::new(options.door_ports.clone());
+        let datagram_doors = Arc::new(datagram_doors);
         let doors = Doors::new(options.door_ports, options.redirects, options.programs);
         let doors = Arc::new(doors);
         if options.doors {
+            core.spawn(Arc::clone(&datagram_doors).keep(Arc::clone(&core)));
             core.spawn(Arc::clone(&doors).keep(Arc::clone(&core)));
         }
         Ok(Self {
             core,
             doors,
+            datagram_doors,
             proxies,
             address,
         })
@@ -491,6 +508,13 @@ impl Userspace {
         }
     }
 
+    /// This machine's addresses changed: relays are asked where they see it, and what was proven of direct ways is proven anew, at once.
+    pub fn moved(&self) {
+        if let Some(underlay) = &self.core.underlay {
+            underlay.moved();
+        }
+    }
+
     /// The gate was changed: what it no longer allows ends at once.
     pub fn refresh(&self) {
         self.core.refresh();
@@ -545,7 +569,8 @@ impl Userspace {
             received: counts.carried.back.load(Ordering::Relaxed),
             service_doors: self.doors.open_to_services(),
             doors: self.doors.open(),
-            stuck: self.doors.stuck(),
+            datagram_doors: self.datagram_doors.open(),
+            stuck: [self.doors.stuck(), self.datagram_doors.stuck()].concat(),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::carrier::{Core, Rule};
 use super::connect::{self, Head};
 use super::credentials::Credentials;
+use super::datagrams::associate::Association;
 use super::flow::{Far, Local};
 use super::header::Refusal;
 use super::socks::{self, Reply};
@@ -136,14 +137,28 @@ pub(super) async fn serve(
                 stream,
                 came: Vec::new(),
             };
-            let Some((far, rule)) = converse(&task, &mut client, credentials).await else {
+            let Some(granted) = converse(&task, &mut client, credentials).await else {
                 return;
             };
             drop(place);
+            let (far, rule) = match granted {
+                Granted::Flow(far, rule) => (far, rule),
+                Granted::Datagrams(association) => {
+                    let idle = task.idle();
+                    association.serve(&task, &mut client.stream, idle).await;
+                    return;
+                }
+            };
             let near = Local::new(client.stream);
             task.run(near, &client.came, far, rule).await;
         });
     }
+}
+
+/// What a client gets.
+enum Granted {
+    Flow(Far, Option<Rule>),
+    Datagrams(Association),
 }
 
 /// Speaks with a client until it has its flow; `None` if it has none, and knows why.
@@ -151,15 +166,18 @@ async fn converse(
     core: &Arc<Core>,
     client: &mut Client,
     credentials: Option<Credentials>,
-) -> Option<(Far, Option<Rule>)> {
+) -> Option<Granted> {
     timeout(PATIENCE, client.more()).await.ok()?.ok()?;
     if client.came.first() == Some(&socks::VERSION) {
         let wanted = timeout(PATIENCE, wanted_by_socks(client, credentials)).await;
-        let (host, port) = wanted.ok()?.ok()?;
+        let (host, port) = match wanted.ok()?.ok()? {
+            Wanted::Flow(host, port) => (host, port),
+            Wanted::Datagrams(port) => return associate(core, client, port).await,
+        };
         return match core.reach(&host, port).await {
-            Ok(flow) => {
+            Ok((far, rule)) => {
                 client.say(&socks::answer(Ok(()))).await.ok()?;
-                Some(flow)
+                Some(Granted::Flow(far, rule))
             }
             Err(refusal) => {
                 let answer = socks::answer(Err(Reply::Refused(refusal)));
@@ -186,9 +204,9 @@ async fn converse(
             });
             if welcome {
                 match core.reach(&wanted.host, wanted.port).await {
-                    Ok(flow) => {
+                    Ok((far, rule)) => {
                         client.say(connect::CONNECTED).await.ok()?;
-                        return Some(flow);
+                        return Some(Granted::Flow(far, rule));
                     }
                     Err(refusal) => return end(client, refusal).await,
                 }
@@ -200,17 +218,40 @@ async fn converse(
     None
 }
 
-async fn end(client: &mut Client, refusal: Refusal) -> Option<(Far, Option<Rule>)> {
+/// Gives a client of SOCKS5 a socket for datagrams.
+async fn associate(core: &Arc<Core>, client: &mut Client, port: u16) -> Option<Granted> {
+    let opened = match core.place() {
+        Ok(place) => Association::open(place, &client.stream, port).await.ok(),
+        Err(_) => None,
+    };
+    let at = opened.as_ref().and_then(|opened| opened.address().ok());
+    let (Some(association), Some(at)) = (opened, at) else {
+        let answer = socks::answer(Err(Reply::Refused(Refusal::Busy)));
+        client.farewell(&answer).await;
+        return None;
+    };
+    client.say(&socks::associated(at)).await.ok()?;
+    Some(Granted::Datagrams(association))
+}
+
+async fn end(client: &mut Client, refusal: Refusal) -> Option<Granted> {
     let answer = connect::answer(connect::status(refusal), &refusal.to_string());
     client.farewell(&answer).await;
     None
+}
+
+/// What a client of SOCKS5 wants.
+enum Wanted {
+    Flow(String, u16),
+    /// To send datagrams, from this port if it is not 0.
+    Datagrams(u16),
 }
 
 /// What a client of SOCKS5 wants, once it showed that it may.
 async fn wanted_by_socks(
     client: &mut Client,
     credentials: Option<Credentials>,
-) -> Result<(String, u16), Trouble> {
+) -> Result<Wanted, Trouble> {
     let methods = client.next(socks::LONGEST, socks::methods).await?;
     match credentials {
         Some(right) if methods.password => {
@@ -229,7 +270,8 @@ async fn wanted_by_socks(
         }
     }
     let reply = match client.next(socks::LONGEST, socks::request).await? {
-        socks::Request::Connect(host, port) => return Ok((host, port)),
+        socks::Request::Connect(host, port) => return Ok(Wanted::Flow(host, port)),
+        socks::Request::Associate(port) => return Ok(Wanted::Datagrams(port)),
         socks::Request::Other => Reply::Command,
         socks::Request::Address => Reply::Address,
     };

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::carrier::Core;
 use super::directory::Member;
 use super::service::Protocol;
-use crate::namespace::socket_in;
+use crate::namespace::udp_in;
 use crate::services::{Failure, Redirects};
 
 /// Flows of one door at once, and datagrams of each that wait.
@@ -39,10 +39,7 @@ type Front = (Ipv4Addr, u16);
 
 /// A socket at any port of this node's own address, where its programs are.
 fn bind(core: &Core, own: Ipv4Addr) -> std::io::Result<UdpSocket> {
-    let make = || std::net::UdpSocket::bind((own, 0));
-    let socket = socket_in(core.programs.as_deref(), make)?;
-    socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+    udp_in(core.programs.as_deref(), (own, 0).into())
 }
 
 /// Opens and closes doors until this node stops.

@@ -3,7 +3,7 @@
 //! Each function looks at what came so far: `Ok(None)` if more has to come, else what it says and how many bytes it is. Nothing is longer than
 //! [`LONGEST`], so whoever has that many bytes need not wait for more.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::credentials::Credentials;
 use super::header::Refusal;
@@ -93,7 +93,9 @@ pub const fn welcome(right: bool) -> [u8; 2] {
 pub enum Request {
     /// A connection to this name or address and port.
     Connect(String, u16),
-    /// Something that there is not: to be called, UDP.
+    /// To send datagrams; from this port, if it is not 0 (section 7).
+    Associate(u16),
+    /// Something that there is not: to be called.
     Other,
     /// A kind of address that is not known.
     Address,
@@ -128,8 +130,16 @@ pub fn request(bytes: &[u8]) -> Read<Request> {
     let Some(&[high, low]) = bytes.get(from + length..end) else {
         return Ok(None);
     };
-    if bytes[1] != 1 {
-        return Ok(Some((Request::Other, end)));
+    match bytes[1] {
+        1 => {}
+        // The address is often none, and the one that the client has is known.
+        3 => {
+            return Ok(Some((
+                Request::Associate(u16::from_be_bytes([high, low])),
+                end,
+            )));
+        }
+        _ => return Ok(Some((Request::Other, end))),
     }
     let host = match kind {
         1 => <[u8; 4]>::try_from(host).map(|bytes| Ipv4Addr::from(bytes).to_string()),
@@ -151,6 +161,58 @@ pub fn request(bytes: &[u8]) -> Read<Request> {
     )))
 }
 
+/// Takes a datagram of a client apart: for whom it is, and what it carries. `None` if it is none, or a piece of one.
+pub fn datagram(bytes: &[u8]) -> Option<(String, u16, &[u8])> {
+    let rest = bytes.strip_prefix(&[0, 0, 0])?;
+    let (kind, rest) = rest.split_first()?;
+    let (host, rest) = match kind {
+        1 => {
+            let (address, rest) = rest.split_first_chunk::<4>()?;
+            (Ipv4Addr::from(*address).to_string(), rest)
+        }
+        4 => {
+            let (address, rest) = rest.split_first_chunk::<16>()?;
+            (Ipv6Addr::from(*address).to_string(), rest)
+        }
+        3 => {
+            let (length, rest) = rest.split_first()?;
+            let (host, rest) = rest.split_at_checked(usize::from(*length))?;
+            (name(host)?, rest)
+        }
+        _ => return None,
+    };
+    let (port, contents) = rest.split_first_chunk::<2>()?;
+    Some((host, u16::from_be_bytes(*port), contents))
+}
+
+fn address(bytes: &mut Vec<u8>, at: SocketAddr) {
+    match at.ip() {
+        IpAddr::V4(ip) => {
+            bytes.push(1);
+            bytes.extend(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            bytes.push(4);
+            bytes.extend(ip.octets());
+        }
+    }
+    bytes.extend(at.port().to_be_bytes());
+}
+
+/// What stands before a datagram that a client gets from there.
+pub fn datagram_head(from: SocketAddr) -> Vec<u8> {
+    let mut bytes = vec![0; 3];
+    address(&mut bytes, from);
+    bytes
+}
+
+/// The answer to who may send datagrams: where to.
+pub fn associated(at: SocketAddr) -> Vec<u8> {
+    let mut bytes = vec![VERSION, 0, 0];
+    address(&mut bytes, at);
+    bytes
+}
+
 /// A name or an address as people write it, if it may be one.
 pub(super) fn name(bytes: &[u8]) -> Option<String> {
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
@@ -166,7 +228,7 @@ pub fn answer(outcome: Result<(), Reply>) -> [u8; 10] {
         Err(Reply::Refused(Refusal::Unknown | Refusal::Unreachable)) => 4,
         Err(Reply::Refused(Refusal::Closed)) => 5,
         Err(Reply::Refused(Refusal::Silent)) => 6,
-        Err(Reply::Refused(Refusal::Busy | Refusal::Confused)) => 1,
+        Err(Reply::Refused(Refusal::Busy | Refusal::Confused | Refusal::NoDatagrams)) => 1,
         Err(Reply::Command) => 7,
         Err(Reply::Address) => 8,
     };
@@ -218,9 +280,26 @@ mod tests {
             (Request::Connect("fd00::1".to_owned(), 80), 22)
         );
         assert_eq!(
-            connect(b"\x05\x03\x00\x01\0\0\0\0\0\0"),
+            connect(b"\x05\x02\x00\x01\0\0\0\0\0\0"),
             (Request::Other, 10)
         );
+        assert_eq!(
+            connect(b"\x05\x03\x00\x01\0\0\0\0\x03\xe8"),
+            (Request::Associate(1000), 10)
+        );
+        for from in ["192.0.2.1:53", "[2001:db8::1]:53"] {
+            let from: SocketAddr = from.parse().unwrap();
+            let bytes = [&datagram_head(from)[..], b"?"].concat();
+            let expected = (from.ip().to_string(), 53, &b"?"[..]);
+            assert_eq!(datagram(&bytes), Some(expected));
+            assert_eq!(associated(from)[3..], datagram_head(from)[3..]);
+            // A piece, and what is cut.
+            assert_eq!(datagram(&[&[0, 0, 1], &bytes[3..]].concat()), None);
+            assert_eq!(datagram(&bytes[..bytes.len() - 2]), None);
+        }
+        let named = datagram(b"\0\0\0\x03\x02db\x00\x35?");
+        assert_eq!(named, Some(("db".to_owned(), 53, &b"?"[..])));
+        assert_eq!(datagram(b"\0\0\0\x03\x02\n!\x00\x35?"), None);
         assert_eq!(connect(b"\x05\x01\x00\x02").0, Request::Address);
     }
 

@@ -118,7 +118,15 @@ async fn streams_that_say_nonsense_are_refused_and_silent_ones_forgotten() {
         send.finish().unwrap();
         in_time("an answer", recv.read_to_end(64)).await.unwrap()
     };
-    let request = |address: std::net::IpAddr, port| Request { address, port }.encode();
+    let request = |address: std::net::IpAddr, port| {
+        let carries = Carries::Bytes;
+        Request {
+            carries,
+            address,
+            port,
+        }
+        .encode()
+    };
     let v4 = lab.members[1].v4.into();
     assert_eq!(ask(b"").await, [6]);
     assert_eq!(ask(b"\x01\x04\x1b").await, [6]);

@@ -1,6 +1,8 @@
 //! Nodes in one process, with real sockets on loopback.
 
 mod cluster;
+mod datagrams;
+mod distance;
 mod flows;
 mod home;
 mod hostile;
@@ -26,7 +28,7 @@ use crate::policy::{Filter, FilterPeer, Ports};
 /// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn identity(number: u32) -> Identity {
+pub(super) fn identity(number: u32) -> Identity {
     let mut seed = [1; 32];
     seed[..4].copy_from_slice(&number.to_be_bytes());
     Identity::from_seed(seed)

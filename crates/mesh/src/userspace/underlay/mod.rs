@@ -261,6 +261,12 @@ impl Underlay {
         *lock(&self.own) = own.iter().copied().take(MOST_ADDRESSES).collect();
     }
 
+    /// This machine is somewhere else.
+    pub(super) fn moved(&self) {
+        self.relays.shift(Instant::now());
+        self.wake.notify_one();
+    }
+
     /// How the relays are doing.
     pub(super) fn relays(&self) -> Vec<RelayStatus> {
         self.relays.status()

@@ -1,0 +1,185 @@
+//! Doors to other nodes' services over UDP: sockets at the loopback addresses that stand for them, as [`crate::userspace::doors`] has for TCP.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::UdpSocket;
+use tokio_util::sync::CancellationToken;
+
+use super::{Clients, Near, wire};
+use crate::coordination::IdentityKey;
+use crate::namespace::udp_in;
+use crate::userspace::carrier::{Core, UDP};
+use crate::userspace::doors::{AGAIN, MOST, Place, wanted};
+
+/// Programs at one door.
+const CLIENTS: usize = 256;
+
+/// Where a door leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::userspace) enum Callee {
+    /// To a port of a node.
+    Node(IdentityKey, u16),
+    /// To a port of whoever is called so: a node, or one of a service's.
+    #[allow(dead_code, reason = "doors of services use it")]
+    Name(String, u16),
+}
+
+#[derive(Debug)]
+struct Door {
+    peer: IdentityKey,
+    close: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: BTreeMap<Place, Door>,
+    stuck: BTreeMap<Place, String>,
+}
+
+/// All doors for UDP.
+#[derive(Debug, Default)]
+pub(in crate::userspace) struct Doors {
+    state: Mutex<State>,
+    more: Vec<u16>,
+}
+
+impl Doors {
+    pub(in crate::userspace) fn new(more: Vec<u16>) -> Self {
+        Self {
+            state: Mutex::default(),
+            more,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens and closes doors until this node stops.
+    pub(in crate::userspace) async fn keep(self: Arc<Self>, core: Arc<Core>) {
+        let mut changes = core.changes();
+        loop {
+            let stuck = self.arrange(&core);
+            let again = async {
+                if stuck {
+                    tokio::time::sleep(AGAIN).await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = again => {}
+            }
+        }
+    }
+
+    /// Makes the doors what they should be; whether some could not be opened.
+    fn arrange(&self, core: &Arc<Core>) -> bool {
+        let wanted = wanted(&core.directory(), &core.filter(), &self.more, UDP);
+        let mut state = self.state();
+        state.open.retain(|place, door| {
+            let stay = wanted.get(place) == Some(&door.peer);
+            if !stay {
+                door.close.cancel();
+            }
+            stay
+        });
+        let before = std::mem::take(&mut state.stuck);
+        for (place, peer) in wanted {
+            if state.open.contains_key(&place) {
+                continue;
+            }
+            let socket = match state.open.len() {
+                ..MOST => udp_in(core.programs.as_deref(), place.into())
+                    .map_err(|error| error.to_string()),
+                _ => Err("there are too many".to_owned()),
+            };
+            match socket {
+                Ok(socket) => {
+                    let close = CancellationToken::new();
+                    let callee = Callee::Node(peer, place.1);
+                    let attended = attend(Arc::clone(core), socket, callee, close.clone());
+                    core.spawn(attended);
+                    state.open.insert(place, Door { peer, close });
+                }
+                Err(why) => {
+                    if !before.contains_key(&place) {
+                        tracing::warn!("cannot take datagrams at {}:{}: {why}", place.0, place.1);
+                    }
+                    if state.stuck.len() < MOST {
+                        state.stuck.insert(place, why);
+                    }
+                }
+            }
+        }
+        !state.stuck.is_empty()
+    }
+
+    /// Where doors are open.
+    pub(in crate::userspace) fn open(&self) -> Vec<SocketAddr> {
+        let state = self.state();
+        state.open.keys().map(|place| (*place).into()).collect()
+    }
+
+    /// Where they should be and cannot, and why.
+    pub(in crate::userspace) fn stuck(&self) -> Vec<(SocketAddr, String)> {
+        let state = self.state();
+        let stuck = state.stuck.iter();
+        let stuck = stuck.map(|(place, why)| ((*place).into(), format!("udp: {why}")));
+        stuck.collect()
+    }
+}
+
+/// Leads programs that send to a socket to a service, each in a flow of its own, until it is closed. Those that run end when policy ends them, or with
+/// their silence.
+pub(in crate::userspace) async fn attend(
+    core: Arc<Core>,
+    socket: UdpSocket,
+    callee: Callee,
+    close: CancellationToken,
+) {
+    let socket = Arc::new(socket);
+    let mut clients = Clients::new(CLIENTS);
+    let mut buffer = vec![0; wire::LONGEST];
+    loop {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received,
+            () = close.cancelled() => return,
+        };
+        // An answer that nobody took any more shows as an error of a later call.
+        let Ok((length, at)) = received else { continue };
+        let datagram = buffer.get(..length).unwrap_or_default().to_vec();
+        if let Some(sent) = clients.take(at, datagram, Instant::now()) {
+            let near = Near::Program {
+                sent,
+                socket: Arc::clone(&socket),
+                at,
+                head: Vec::new(),
+            };
+            core.spawn(lead(Arc::clone(&core), near, callee.clone()));
+        }
+    }
+}
+
+async fn lead(core: Arc<Core>, near: Near, callee: Callee) {
+    let opened = match &callee {
+        Callee::Node(peer, port) => match core.directory().by_identity(peer) {
+            Some(member) => core.open_datagrams(member, false, *port).await,
+            None => return,
+        },
+        Callee::Name(name, port) => core.reach_datagrams(name, *port).await,
+    };
+    match opened {
+        Ok((far, rule)) => core.run_datagrams(near, far, rule).await,
+        Err(refusal) => {
+            tracing::debug!(?callee, "no flow of datagrams: {refusal}");
+            // Whoever goes on sending does not have it asked again with each datagram.
+            let _near = near;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+}
