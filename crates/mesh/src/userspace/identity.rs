@@ -46,9 +46,10 @@ const PRIVATE: [u8; 16] = [
 
 /// Flows that one connection may carry.
 const STREAMS: u32 = 1024;
-/// What one flow, and all of a connection, may hold in memory that nobody has read yet: 8 MiB is 1 Gb/s at 60 ms.
+/// What one flow, and all of a connection, may hold in memory that nobody has read yet: 8 MiB is 1 Gb/s at 60 ms. Several flows have room beside each other,
+/// as those that wait for room of all are not woken by turns.
 const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
 /// What datagrams of flows may hold in memory that wait to be sent, and that nobody has looked at yet, of a connection each.
 const DATAGRAMS: usize = 256 << 10;
 /// After how long without a word the other end is taken for dead, and how often a word is said.
