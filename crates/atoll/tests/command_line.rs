@@ -71,6 +71,7 @@ fn help() {
         &["mesh", "ping"],
         &["mesh", "flows"],
         &["mesh", "netcheck"],
+        &["mesh", "check"],
         &["mesh", "token"],
         &["mesh", "token", "create"],
         &["mesh", "token", "ls"],

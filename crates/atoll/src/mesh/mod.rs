@@ -3,6 +3,7 @@
 //! [`up`] runs a node. The other commands ask either the coordinator, over the public API ([`token`], [`policy`], [`nodes`], [`peer`]), or the node on
 //! this machine, over the socket in its state directory ([`talk`]: [`status`], [`ping`], [`flows`], [`netcheck`], [`serve`]).
 
+mod check;
 mod flows;
 mod http;
 mod metrics;
@@ -54,6 +55,7 @@ enum Command {
     Netcheck(netcheck::Arguments),
     Token(token::Arguments),
     Policy(policy::Arguments),
+    Check(check::Arguments),
     Nodes(nodes::ListArguments),
     Revoke(nodes::RevokeArguments),
     Peer(peer::Arguments),
@@ -71,6 +73,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Netcheck(arguments) => netcheck::execute(arguments).await,
         Command::Token(arguments) => token::execute(arguments).await,
         Command::Policy(arguments) => policy::execute(arguments).await,
+        Command::Check(arguments) => check::execute(arguments).await,
         Command::Nodes(arguments) => nodes::list(arguments).await,
         Command::Revoke(arguments) => nodes::revoke(arguments).await,
         Command::Peer(arguments) => peer::execute(arguments).await,

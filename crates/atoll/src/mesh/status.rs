@@ -2,7 +2,7 @@
 
 use super::{StateDirectory, metrics, talk::Talk};
 use crate::style::{self, Table};
-use mesh::node::{NodeStatus, PeerSummary, Way};
+use mesh::node::{ClusterSummary, NodeStatus, PeerSummary, Way};
 use std::net::IpAddr;
 
 /// Show the node on this machine
@@ -102,7 +102,24 @@ fn show(status: &NodeStatus) -> anyhow::Result<()> {
     ] {
         style::to_stdout(&format!("{name:<12} {value}\n"))?;
     }
+    for cluster in &status.clusters {
+        style::to_stdout(&format!("{:<12} {}\n", "cluster", clusters(cluster)))?;
+    }
     Ok(())
+}
+
+/// A cluster in one line, with what is in the way.
+fn clusters(cluster: &ClusterSummary) -> String {
+    let ranges = joined(cluster.ranges.iter().map(|(_, outside)| outside));
+    let state = match (&cluster.by, cluster.here, cluster.allowed) {
+        (_, true, _) => "behind this node".to_owned(),
+        (Some(by), ..) => format!("by {by}"),
+        (None, _, true) => "not reached".to_owned(),
+        (None, ..) => "forbidden".to_owned(),
+    };
+    let troubles = cluster.troubles.iter();
+    let troubles: String = troubles.map(|trouble| format!("; {trouble}")).collect();
+    style::harmless(&format!("{} {ranges} {state}{troubles}", cluster.name))
 }
 
 fn mode(status: &NodeStatus) -> String {

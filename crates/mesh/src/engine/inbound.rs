@@ -252,14 +252,16 @@ impl Opening {
             };
             let own = match last {
                 Some((address, own)) if address == found.source => own,
-                _ => read(&shared.table)
-                    .by_address(found.source)
-                    .is_some_and(|owner| Arc::ptr_eq(owner, peer)),
+                _ => read(&shared.table).owns(found.source, peer),
             };
             last = Some((found.source, own));
             if own {
                 let packet = self.plain.get(place).unwrap_or(&[]);
                 if shared.admits(&peer.public_key, Direction::Inbound, packet) {
+                    if let Some(translation) = shared.translation() {
+                        // Judged by the addresses that the mesh knows, delivered to those of the cluster.
+                        translation.inward(self.plain.get_mut(place).unwrap_or_default());
+                    }
                     self.coalescer.add(&self.plain, place);
                     traffic = true;
                 } else {

@@ -49,6 +49,7 @@ use rustix::event::{EventfdFlags, eventfd};
 pub use statistics::{EngineStatus, PeerStatus};
 
 use crate::clock::Clock;
+use crate::clusters::Translation;
 use crate::crypto::{Core, SharedCore};
 use crate::error::Error;
 use crate::key::{PresharedKey, PublicKey};
@@ -78,6 +79,10 @@ pub struct PeerOptions {
     pub endpoint: Option<SocketAddr>,
     /// What may come from it and goes to it. A range that another peer has moves to this one.
     pub allowed: Vec<Prefix>,
+    /// Ranges that it leads to, as others may too: what goes there is sent to the first of them that answers, and all of them may send from there.
+    pub behind: Vec<Prefix>,
+    /// Among those who lead to the same range, the one with the lowest is the first.
+    pub rank: u32,
     /// How often to send something though there is nothing to send; keeps NATs from forgetting us.
     pub keepalive: Option<Duration>,
     /// For a peer that is an engine like this one: over which ways it may be reached. They are probed, and the best that works is
@@ -102,6 +107,8 @@ impl PeerOptions {
             preshared_key: None,
             endpoint: None,
             allowed,
+            behind: Vec::new(),
+            rank: 0,
             keepalive: None,
             paths: None,
         }
@@ -117,6 +124,9 @@ struct Shared {
     /// Asked about every packet; without one, all pass.
     gate: Option<Arc<dyn Gate>>,
     table: RwLock<Table>,
+    /// How packets are rewritten between the mesh and what is behind this node.
+    translation: RwLock<Arc<Translation>>,
+    translates: AtomicBool,
     counters: Counters,
     relays: Arc<Relays>,
     /// Where this node may be found, as its owner knows.
@@ -129,6 +139,12 @@ struct Shared {
 impl Shared {
     fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// How packets are rewritten, if they are.
+    fn translation(&self) -> Option<Arc<Translation>> {
+        let some = self.translates.load(Ordering::Relaxed);
+        some.then(|| Arc::clone(&read(&self.translation)))
     }
 
     /// Whether the gate lets a packet pass.
@@ -208,6 +224,8 @@ impl Engine {
             clock,
             gate,
             table: RwLock::new(Table::new()),
+            translation: RwLock::default(),
+            translates: AtomicBool::new(false),
             counters: Counters::default(),
             relays: Arc::new(Relays::new()?),
             candidates: Mutex::default(),
@@ -279,6 +297,20 @@ impl Engine {
     pub fn set_candidates(&self, own: &[SocketAddr]) {
         let own = own.iter().copied().filter(|address| reachable(*address));
         *lock(&self.shared.candidates) = own.take(MOST_ADDRESSES).collect();
+    }
+
+    /// Rewrites packets between the mesh and networks behind this node from now on. Peers and the gate know only the addresses outside.
+    pub fn set_translation(&self, translation: Translation) {
+        let some = !translation.is_empty();
+        let place = self.shared.translation.write();
+        *place.unwrap_or_else(PoisonError::into_inner) = Arc::new(translation);
+        self.shared.translates.store(some, Ordering::Relaxed);
+    }
+
+    /// The peer that is sent what goes to a range that several may lead to.
+    pub fn gateway(&self, range: Prefix) -> Option<PublicKey> {
+        let table = read(&self.shared.table);
+        table.gateway(range).map(|peer| peer.public_key)
     }
 
     /// Who this node is.

@@ -21,6 +21,8 @@ pub(super) struct Peer {
     pub(super) short: Short,
     /// Packets went to it or came from it since the keeper looked.
     pub(super) busy: AtomicBool,
+    /// Something authentic came from it lately. Only looked after where there is a choice.
+    answers: AtomicBool,
     state: Mutex<State>,
     counters: Counters,
 }
@@ -34,6 +36,8 @@ pub(super) struct State {
     pub(super) way: Option<Way>,
     /// For a peer that is probed: the ways there may be.
     pub(super) paths: Option<Box<Paths>>,
+    /// When something authentic came last.
+    pub(super) heard: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -82,6 +86,7 @@ impl Peer {
             endpoint,
             way: endpoint.map(Way::Direct),
             paths: None,
+            heard: None,
         });
         Self {
             public_key,
@@ -89,6 +94,7 @@ impl Peer {
             index,
             short: Short::of(&public_key),
             busy: AtomicBool::new(false),
+            answers: AtomicBool::new(false),
             state,
             counters: Counters::default(),
         }
@@ -96,6 +102,16 @@ impl Peer {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         super::lock(&self.state)
+    }
+
+    /// Whether it answers, as far as is known.
+    pub(super) fn answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether it answers. Whether that is another than before.
+    pub(super) fn note_answers(&self, answers: bool) -> bool {
+        self.answers.swap(answers, Ordering::Relaxed) != answers
     }
 
     /// Notes that packets go or come.
@@ -107,6 +123,7 @@ impl Peer {
 
     /// Notes where authentic messages come from now.
     pub(super) fn heard_from(&self, shared: &super::Shared, state: &mut State, source: &Way) {
+        state.heard = Some(shared.clock.now());
         if let Way::Direct(address) = source
             && state.endpoint != Some(*address)
         {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::beyond::Routing;
 use super::current::{Current, Peer};
 use super::relaying::Used;
 use super::state::State;
@@ -150,6 +151,7 @@ pub(super) struct Carriers {
     tunnels: Option<Engine>,
     flows: Userspace,
     gate: Arc<FilterGate>,
+    routing: Routing,
     /// The relays that are used now.
     relays: Mutex<Vec<RelayAddress>>,
 }
@@ -215,6 +217,7 @@ impl Carriers {
             tunnels,
             flows: Userspace::start_on(flows, sockets.flows).await?,
             gate,
+            routing: Routing::default(),
             relays: Mutex::default(),
         })
     }
@@ -228,6 +231,14 @@ impl Carriers {
     pub(super) fn device(&self) -> Option<(&str, u16)> {
         let engine = self.tunnels.as_ref()?;
         Some((engine.device().name(), engine.port()))
+    }
+
+    pub(super) const fn engine(&self) -> Option<&Engine> {
+        self.tunnels.as_ref()
+    }
+
+    pub(super) const fn routing(&self) -> &Routing {
+        &self.routing
     }
 
     pub(super) const fn gate(&self) -> &Arc<FilterGate> {
@@ -286,6 +297,9 @@ impl Carriers {
         let Some(engine) = &self.tunnels else {
             return;
         };
+        let ranges = self.routing.used();
+        self.routing.follow(engine, now);
+        let used = self.routing.used();
         let tunnel = |key: &PublicKey| now.peers.get(key).is_some_and(|peer| peer.mode.is_tun());
         for peer in engine.peers() {
             if !tunnel(&peer.public_key) {
@@ -294,10 +308,11 @@ impl Carriers {
         }
         let peers = now.peers.iter().filter(|(_, peer)| peer.mode.is_tun());
         for (key, peer) in peers {
-            if before.peers.get(key) == Some(peer) && engine.peer(key).is_some() {
+            let same = before.peers.get(key) == Some(peer) && used == ranges;
+            if same && engine.peer(key).is_some() {
                 continue;
             }
-            if let Err(error) = engine.set_peer(&peer.options(*key)) {
+            if let Err(error) = engine.set_peer(&peer.options(*key, &used)) {
                 tracing::warn!(peer = %peer.name, "cannot reach a node: {error}");
             }
         }
@@ -320,6 +335,7 @@ impl Carriers {
         self.gate.set(Filter::default());
         self.flows.refresh();
         if let Some(engine) = &self.tunnels {
+            self.routing.close(engine);
             for peer in engine.peers() {
                 engine.remove_peer(&peer.public_key);
             }

@@ -12,6 +12,7 @@
 //!
 //! Absent: HTTP; a decision about who may speak to whom ([`crate::policy`]); a data plane that waits for a coordinator.
 
+mod beyond;
 mod carriers;
 mod current;
 mod flows;
@@ -28,6 +29,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use beyond::ClusterSummary;
 pub use carriers::device_allowed;
 use carriers::{Carriers, Sockets};
 use current::Current;

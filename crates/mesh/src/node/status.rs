@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::relaying::Used;
-use super::{Live, Node};
+use super::{ClusterSummary, Live, Node};
 use crate::coordination::{Mode, Voucher};
 use crate::key::PublicKey;
 use crate::policy::Subject;
@@ -75,6 +75,9 @@ pub struct NodeStatus {
     /// What it does as a relay for others, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relaying: Option<RelayingSummary>,
+    /// The clusters that the policy describes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<ClusterSummary>,
     /// Everybody else in the mesh.
     pub peers: Vec<PeerSummary>,
 }
@@ -280,6 +283,7 @@ impl Node {
             refused: flows.refused,
             relays: self.relays(&live.current.relays),
             relaying: self.relaying_status(&live),
+            clusters: self.clusters(&live.current),
             peers: peers.collect(),
         }
     }

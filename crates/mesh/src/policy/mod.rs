@@ -28,6 +28,15 @@
 //! to = ["tag:db"]
 //! ports = ["tcp/5432", "tcp/8000-8100", "icmp"]
 //!
+//! [clusters.paris]                    # networks behind nodes ([`crate::clusters`])
+//! nodes = ["tag:paris-gw"]
+//! ranges = ["10.42.0.0/16"]
+//!
+//! [[allow]]
+//! from = ["tag:web"]
+//! to = ["cluster:paris"]              # `from` too
+//! ports = ["tcp/443"]
+//!
 //! [[test]]
 //! from = ["tag:web"]                  # a node with these tags
 //! to = ["tag:db"]
@@ -36,6 +45,7 @@
 //! ```
 
 mod answers;
+mod clusters;
 mod filter;
 mod flow;
 mod gate;
@@ -44,7 +54,7 @@ mod ports;
 mod tests;
 mod text;
 
-pub use filter::{Filter, FilterPeer};
+pub use filter::{Beyond, Filter, FilterPeer};
 pub use flow::Flow;
 pub use gate::{FilterGate, Gate};
 pub use ports::{Allowance, Ports};
