@@ -70,6 +70,7 @@ fn help() {
         &["mesh", "peers"],
         &["mesh", "ping"],
         &["mesh", "flows"],
+        &["mesh", "map"],
         &["mesh", "netcheck"],
         &["mesh", "check"],
         &["mesh", "token"],

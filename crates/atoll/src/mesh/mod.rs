@@ -6,6 +6,7 @@
 mod check;
 mod flows;
 mod http;
+mod map;
 mod metrics;
 mod netcheck;
 mod nodes;
@@ -52,6 +53,7 @@ enum Command {
     Peers(status::PeersArguments),
     Ping(ping::Arguments),
     Flows(flows::Arguments),
+    Map(map::Arguments),
     Netcheck(netcheck::Arguments),
     Token(token::Arguments),
     Policy(policy::Arguments),
@@ -70,6 +72,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Peers(arguments) => status::peers(arguments).await,
         Command::Ping(arguments) => ping::execute(arguments).await,
         Command::Flows(arguments) => flows::execute(arguments).await,
+        Command::Map(arguments) => map::execute(arguments).await,
         Command::Netcheck(arguments) => netcheck::execute(arguments).await,
         Command::Token(arguments) => token::execute(arguments).await,
         Command::Policy(arguments) => policy::execute(arguments).await,

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::relaying::Used;
 use super::{ClusterSummary, Live, Node};
-use crate::coordination::{Mode, Voucher};
+use crate::coordination::{Known, Mode, Voucher};
 use crate::key::PublicKey;
-use crate::policy::Subject;
+use crate::policy::{Policy, Subject};
 use crate::ways::PeerWay;
 
 /// A node as it sees itself.
@@ -139,6 +139,12 @@ pub struct PeerSummary {
     pub tags: Vec<String>,
     /// How packets get in and out of it.
     pub mode: Mode,
+    /// The services that policy says it gives, and that it did not take back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// Whether it is a relay for others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relays: bool,
     /// Whether policy lets anything pass. If not, there is no tunnel.
     pub allowed: bool,
     /// Why nothing gets there though policy would let it.
@@ -173,6 +179,23 @@ fn addresses(voucher: &Voucher) -> Vec<IpAddr> {
 pub(super) fn relay_name(relays: &[Used], key: &PublicKey) -> String {
     let relay = relays.iter().find(|relay| relay.key() == key);
     relay.map_or_else(|| key.to_string(), |relay| relay.name.clone())
+}
+
+fn subject(voucher: &Voucher) -> Subject<'_> {
+    Subject {
+        name: Some(&voucher.name),
+        tags: &voucher.tags,
+    }
+}
+
+/// The services that a node gives.
+fn given(policy: &Policy, known: &Known) -> Vec<String> {
+    let services = policy.services().iter();
+    let given = services.filter(|(name, service)| {
+        let ready = !known.record.unready.contains(*name);
+        ready && policy.serves(service, subject(&known.voucher))
+    });
+    given.map(|(name, _)| name.clone()).collect()
 }
 
 impl Node {
@@ -232,6 +255,9 @@ impl Node {
                 addresses: addresses(&known.voucher),
                 tags: known.voucher.tags.iter().cloned().collect(),
                 mode: known.record.mode,
+                services: given(&live.current.policy, known),
+                relays: known.record.relay.is_some()
+                    && live.current.policy.relays(subject(&known.voucher)),
                 allowed: peer.is_some(),
                 unreachable,
                 way: between.way,
