@@ -137,14 +137,6 @@ pub(super) fn device(mode: Mode, voucher: &Voucher) -> Result<Option<Tun>, Error
     tun.map(Some)
 }
 
-/// Whether this machine lets this process have a network device: one is made, and gone again.
-///
-/// # Errors
-/// Why it does not.
-pub fn device_allowed() -> Result<(), Error> {
-    Tun::create(&TunOptions::default(), None).map(drop)
-}
-
 /// All that carries.
 #[derive(Debug)]
 pub(super) struct Carriers {

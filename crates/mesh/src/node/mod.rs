@@ -15,6 +15,7 @@
 mod beyond;
 mod carriers;
 mod current;
+mod device;
 mod flows;
 mod link;
 mod relaying;
@@ -30,9 +31,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use beyond::ClusterSummary;
-pub use carriers::device_allowed;
 use carriers::{Carriers, Sockets};
 use current::Current;
+pub use device::{NamespaceRefusal, Step, device_allowed, namespace_device_allowed};
 pub use flows::{Began, FlowSummary, FlowsCursor, FlowsStatus};
 pub use link::{Heard, Link, LinkError};
 pub use relaying::RelayPorts;
