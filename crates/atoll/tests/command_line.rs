@@ -73,6 +73,7 @@ fn help() {
         &["mesh", "map"],
         &["mesh", "netcheck"],
         &["mesh", "check"],
+        &["mesh", "rotate"],
         &["mesh", "token"],
         &["mesh", "token", "create"],
         &["mesh", "token", "ls"],

@@ -13,6 +13,7 @@ mod nodes;
 mod peer;
 mod ping;
 mod policy;
+mod rotate;
 mod serve;
 mod status;
 mod talk;
@@ -55,6 +56,7 @@ enum Command {
     Flows(flows::Arguments),
     Map(map::Arguments),
     Netcheck(netcheck::Arguments),
+    Rotate(rotate::Arguments),
     Token(token::Arguments),
     Policy(policy::Arguments),
     Check(check::Arguments),
@@ -74,6 +76,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Flows(arguments) => flows::execute(arguments).await,
         Command::Map(arguments) => map::execute(arguments).await,
         Command::Netcheck(arguments) => netcheck::execute(arguments).await,
+        Command::Rotate(arguments) => rotate::execute(arguments).await,
         Command::Token(arguments) => token::execute(arguments).await,
         Command::Policy(arguments) => policy::execute(arguments).await,
         Command::Check(arguments) => check::execute(arguments).await,

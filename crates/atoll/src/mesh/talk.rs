@@ -33,6 +33,8 @@ const CONVERSATIONS: usize = 64;
 pub(super) enum Question {
     /// What it sees.
     Status,
+    /// To make a new key for its tunnels.
+    Rotate,
     /// To measure the way to another.
     Probe {
         /// Its name.
@@ -190,6 +192,10 @@ async fn converse(
         }
         let answer = match serde_json::from_str(&line) {
             Ok(Question::Status) => Answer::Status(Box::new(node.status())),
+            Ok(Question::Rotate) => {
+                node.rotate();
+                Answer::Done
+            }
             Ok(Question::Flows { since }) => Answer::Flows(Box::new(node.flows(since))),
             Ok(Question::Probe { node: name }) => match node.probe(&name).await {
                 Ok(None) => Answer::Done,

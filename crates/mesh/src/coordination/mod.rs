@@ -34,8 +34,8 @@ pub use identity::{Identity, IdentityKey, Purpose, Signed};
 pub use message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
 pub(crate) use record::MOST_SERVICES;
 pub use record::{
-    Entry, Fingerprint, Mode, NodeRecord, RelayOffer, Voucher, label, overlay_v4, overlay_v6,
-    overlay_v6_range,
+    Entry, Fingerprint, Mode, NodeRecord, RelayOffer, Renewal, Voucher, label, overlay_v4,
+    overlay_v6, overlay_v6_range,
 };
 pub use token::{Admission, NewToken, Token, TokenStatus};
 pub use view::{Applied, Known, View, ViewError};

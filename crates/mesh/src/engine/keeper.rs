@@ -187,7 +187,7 @@ impl Keeper {
                 match kind {
                     Some(Kind::Response(index)) => read(&self.shared.table).by_index(index),
                     _ => match self.shared.core.identify(message) {
-                        Ok(key) => read(&self.shared.table).by_key(&key),
+                        Ok(key) => read(&self.shared.table).by_tunnel(&key),
                         Err(_) => None,
                     },
                 }

@@ -73,6 +73,8 @@ const LETTERS: usize = 256;
 pub struct PeerOptions {
     /// Who it is.
     pub public_key: PublicKey,
+    /// The keys of its tunnels, the one that it surely answers to first, then the one that takes its place; `public_key` if empty.
+    pub tunnels: Vec<PublicKey>,
     /// A secret shared with it, mixed into handshakes.
     pub preshared_key: Option<PresharedKey>,
     /// Where it is first looked for. It is also learned from what it sends; `None` leaves what was learned.
@@ -104,6 +106,7 @@ impl PeerOptions {
     pub fn new(public_key: PublicKey, allowed: Vec<Prefix>) -> Self {
         Self {
             public_key,
+            tunnels: Vec::new(),
             preshared_key: None,
             endpoint: None,
             allowed,
@@ -305,6 +308,14 @@ impl Engine {
         let place = self.shared.translation.write();
         *place.unwrap_or_else(PoisonError::into_inner) = Arc::new(translation);
         self.shared.translates.store(some, Ordering::Relaxed);
+    }
+
+    /// Lets all tunnels follow the keys that the core has now.
+    pub fn renew(&self) {
+        let all = read(&self.shared.table).tunnels();
+        for (peer, tunnels, follows) in all {
+            peer.lock().tunnel.renew(&tunnels, follows);
+        }
     }
 
     /// The peer that is sent what goes to a range that several may lead to.

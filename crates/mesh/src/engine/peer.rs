@@ -170,7 +170,7 @@ impl Peer {
 
     pub(super) fn status(&self, allowed: Vec<Prefix>, now: Instant) -> PeerStatus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (endpoint, way, round_trip, last, handshakes) = {
+        let (endpoint, way, round_trip, last, handshakes, renewed) = {
             let state = self.lock();
             let way = state.way.as_ref().map(PeerWay::from);
             let paths = state.paths.as_ref();
@@ -180,6 +180,7 @@ impl Peer {
                 paths.and_then(|paths| paths.ways.agent.round_trip()),
                 state.tunnel.last_handshake(),
                 state.tunnel.handshakes(),
+                state.tunnel.renewed(),
             )
         };
         PeerStatus {
@@ -190,6 +191,7 @@ impl Peer {
             allowed,
             last_handshake: last.map(|last| now.saturating_duration_since(last)),
             handshakes,
+            renewed,
             sent_packets: read(&self.counters.sent_packets),
             sent_bytes: read(&self.counters.sent_bytes),
             received_packets: read(&self.counters.received_packets),

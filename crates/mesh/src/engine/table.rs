@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use super::PeerOptions;
 use super::peer::Peer;
-use crate::crypto::{Core, TunnelKeys};
+use crate::crypto::{Core, STRANDS, TunnelKeys};
 use crate::error::Error;
 use crate::key::PublicKey;
 use crate::prefix::{Prefix, Routes};
 
-/// Indices have 24 bits; that all are taken must not make the search for a free one long.
-const MOST_PEERS: usize = 1 << 22;
+/// Indices have 24 bits, and each peer a few of them; that all are taken must not make the search for a free one long.
+const MOST_PEERS: usize = 1 << 21;
 const INDEX_MASK: u32 = 0x00ff_ffff;
 
 /// All peers, by everything they are looked up by.
 pub(super) struct Table {
     peers: HashMap<PublicKey, Entry>,
     by_index: HashMap<u32, Arc<Peer>>,
+    /// By the keys of their tunnels.
+    by_tunnel: HashMap<PublicKey, Arc<Peer>>,
     routes: Routes<Arc<Peer>>,
     /// Ranges that several peers may lead to, the preferred first.
     gateways: Routes<Vec<(u32, Arc<Peer>)>>,
@@ -27,6 +29,7 @@ pub(super) struct Table {
 
 struct Entry {
     peer: Arc<Peer>,
+    tunnels: Vec<PublicKey>,
     allowed: Vec<Prefix>,
     behind: Vec<Prefix>,
     probed: bool,
@@ -37,6 +40,7 @@ impl Table {
         Self {
             peers: HashMap::new(),
             by_index: HashMap::new(),
+            by_tunnel: HashMap::new(),
             routes: Routes::new(),
             gateways: Routes::new(),
             next_index: 0,
@@ -50,6 +54,10 @@ impl Table {
         core: &dyn Core,
     ) -> Result<Arc<Peer>, Error> {
         let key = options.public_key;
+        let mut tunnels = options.tunnels.clone();
+        if tunnels.is_empty() {
+            tunnels.push(key);
+        }
         let known = self.peers.get(&key).map(|entry| Arc::clone(&entry.peer));
         let peer = match known {
             Some(peer) if peer.preshared_key == options.preshared_key => {
@@ -65,7 +73,7 @@ impl Table {
                 let index = self.free_index();
                 let preshared = options.preshared_key.clone();
                 let keys = TunnelKeys {
-                    peer: key,
+                    peer: *tunnels.first().unwrap_or(&key),
                     preshared: preshared.clone(),
                     index,
                 };
@@ -80,6 +88,11 @@ impl Table {
                 peer
             }
         };
+        for tunnel in &tunnels {
+            self.by_tunnel.insert(*tunnel, Arc::clone(&peer));
+        }
+        let follows = options.paths.is_some();
+        peer.lock().tunnel.renew(&tunnels, follows);
         let mut allowed = options.allowed.clone();
         allowed.sort_unstable();
         allowed.dedup();
@@ -104,6 +117,7 @@ impl Table {
             key,
             Entry {
                 peer: Arc::clone(&peer),
+                tunnels,
                 allowed,
                 behind,
                 probed: options.paths.is_some(),
@@ -138,6 +152,12 @@ impl Table {
                 self.routes.remove(range);
             }
         }
+        for tunnel in entry.tunnels.drain(..) {
+            let owner = self.by_tunnel.get(&tunnel);
+            if owner.is_some_and(|peer| Arc::ptr_eq(peer, &entry.peer)) {
+                self.by_tunnel.remove(&tunnel);
+            }
+        }
         for range in entry.behind.drain(..) {
             let mut gateways = self.gateways.remove(range).unwrap_or_default();
             gateways.retain(|(_, peer)| !Arc::ptr_eq(peer, &entry.peer));
@@ -149,7 +169,7 @@ impl Table {
 
     fn free_index(&mut self) -> u32 {
         loop {
-            self.next_index = (self.next_index + 1) & INDEX_MASK;
+            self.next_index = (self.next_index + STRANDS) & INDEX_MASK;
             if !self.by_index.contains_key(&self.next_index) {
                 return self.next_index;
             }
@@ -161,7 +181,19 @@ impl Table {
     }
 
     pub(super) fn by_index(&self, index: u32) -> Option<Arc<Peer>> {
-        self.by_index.get(&index).cloned()
+        self.by_index.get(&(index & !(STRANDS - 1))).cloned()
+    }
+
+    /// Whose tunnels have the key.
+    pub(super) fn by_tunnel(&self, key: &PublicKey) -> Option<Arc<Peer>> {
+        self.by_tunnel.get(key).cloned()
+    }
+
+    /// Every peer with the keys of its tunnels, and whether it hears of new ones.
+    pub(super) fn tunnels(&self) -> Vec<(Arc<Peer>, Vec<PublicKey>, bool)> {
+        let all = self.peers.values();
+        all.map(|entry| (Arc::clone(&entry.peer), entry.tunnels.clone(), entry.probed))
+            .collect()
     }
 
     /// Who is sent what goes to the address: whose it is, or else the first that leads there and answers, or the first if none does.

@@ -14,7 +14,7 @@ use super::status::Way;
 use super::{NodeError, NodeOptions};
 use crate::clock::SystemClock;
 use crate::coordination::{IdentityKey, Mode, Voucher};
-use crate::crypto::NoiseCore;
+use crate::crypto::{OwnKeys, RotatingCore};
 use crate::engine::{Engine, EngineStatus};
 use crate::error::Error;
 use crate::flows::Records;
@@ -141,6 +141,8 @@ pub(super) fn device(mode: Mode, voucher: &Voucher) -> Result<Option<Tun>, Error
 #[derive(Debug)]
 pub(super) struct Carriers {
     tunnels: Option<Engine>,
+    /// The keys of the tunnels, if there are some.
+    core: Option<Arc<RotatingCore>>,
     flows: Userspace,
     gate: Arc<FilterGate>,
     routing: Routing,
@@ -170,15 +172,18 @@ impl Carriers {
         own: impl IntoIterator<Item = u16>,
     ) -> Result<Self, NodeError> {
         let gate = Arc::new(FilterGate::closed(Instant::now()));
+        let mut core = None;
         let tunnels = match (sockets.wire, device) {
             (Some(wire), Some(tun)) => {
                 let clock = Arc::new(SystemClock);
-                let core = NoiseCore::new(&state.wireguard, HANDSHAKES, clock.clone());
+                let keys = state.own_keys();
+                let own = RotatingCore::new(&state.wireguard, &keys, HANDSHAKES, clock.clone());
+                let own = core.insert(Arc::new(own));
                 let guarded = Arc::clone(&gate) as Arc<_>;
                 Some(Engine::start_guarded(
                     tun,
                     wire,
-                    Arc::new(core),
+                    Arc::clone(own) as Arc<_>,
                     clock,
                     guarded,
                 )?)
@@ -207,6 +212,7 @@ impl Carriers {
         };
         Ok(Self {
             tunnels,
+            core,
             flows: Userspace::start_on(flows, sockets.flows).await?,
             gate,
             routing: Routing::default(),
@@ -227,6 +233,14 @@ impl Carriers {
 
     pub(super) const fn engine(&self) -> Option<&Engine> {
         self.tunnels.as_ref()
+    }
+
+    /// Lets tunnels use these keys from now on.
+    pub(super) fn set_keys(&self, keys: &OwnKeys) {
+        if let (Some(core), Some(engine)) = (&self.core, &self.tunnels) {
+            core.set_keys(keys);
+            engine.renew();
+        }
     }
 
     pub(super) const fn routing(&self) -> &Routing {

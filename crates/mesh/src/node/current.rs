@@ -15,6 +15,7 @@ use crate::userspace::{Directory, loopback};
 use super::ServeError;
 use super::beyond::Beyond;
 use super::relaying::{Used, used};
+use super::rotation::tunnels;
 
 const TCP: u8 = 6;
 
@@ -25,6 +26,10 @@ pub(super) struct Peer {
     pub(super) identity: IdentityKey,
     pub(super) mode: Mode,
     plain: bool,
+    /// The keys of its tunnels.
+    tunnels: Vec<PublicKey>,
+    /// Whether it hears of other keys of this node.
+    renews: bool,
     endpoints: Vec<SocketAddr>,
     allowed: Vec<Prefix>,
     /// Ranges of clusters that it leads to.
@@ -37,12 +42,18 @@ pub(super) struct Peer {
 const KEEPALIVE: Duration = Duration::from_secs(25);
 
 impl Peer {
+    /// Whether it hears of other keys of this node's tunnels.
+    pub(super) const fn renews(&self) -> bool {
+        self.renews
+    }
+
     /// How the engine knows it; of the ranges that it leads to only those that are `used`.
     pub(super) fn options(&self, key: PublicKey, used: &BTreeSet<Prefix>) -> PeerOptions {
         let behind = self.behind.iter().filter(|range| used.contains(range));
         PeerOptions {
             behind: behind.copied().collect(),
             rank: self.rank,
+            tunnels: self.tunnels.clone(),
             ..self.own_options(key)
         }
     }
@@ -155,6 +166,8 @@ impl Current {
                     identity: known.voucher.identity,
                     mode: known.record.mode,
                     plain: known.record.plain,
+                    tunnels: tunnels(known.record.wireguard, known.record.renewal.as_ref()),
+                    renews: known.record.renewal.is_some(),
                     // Who is hostile does not make this machine talk to itself.
                     endpoints: known
                         .record

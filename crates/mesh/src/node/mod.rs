@@ -19,6 +19,7 @@ mod device;
 mod flows;
 mod link;
 mod relaying;
+mod rotation;
 mod state;
 mod status;
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use flows::{Began, FlowSummary, FlowsCursor, FlowsStatus};
 pub use link::{Heard, Link, LinkError};
 pub use relaying::RelayPorts;
 use relaying::Relaying;
+pub use rotation::{Rotation, RotationPhase, RotationStatus, RotationTimes};
 pub use state::{State, StateError};
 pub use status::{NodeStatus, PeerSummary, RelaySummary, RelayingSummary, Way};
 use tokio::sync::Notify;
@@ -74,6 +76,8 @@ pub struct NodeOptions {
     pub upstream: Vec<SocketAddr>,
     /// Whether, and where, it is a relay for others.
     pub relay: Option<RelayPorts>,
+    /// When the key of its tunnels is exchanged.
+    pub rotation: RotationTimes,
 }
 
 /// Why a node is not up, or not any more.
@@ -163,6 +167,7 @@ impl Said {
             epoch: state.epoch,
             name: self.wanted.clone(),
             wireguard: state.wireguard.public(),
+            renewal: self.mode.is_tun().then(|| state.rotation.renewal()),
             endpoints: self.endpoints.clone(),
             flows: self.flows.clone(),
             underlay: Some(state.underlay.public()),
@@ -187,6 +192,9 @@ pub struct Node {
     live: Mutex<Live>,
     /// Something is to be said to the coordinator.
     news: Notify,
+    times: RotationTimes,
+    /// Somebody asked for another key.
+    wanted: Mutex<bool>,
 }
 
 fn now_ms() -> u64 {
@@ -323,6 +331,8 @@ impl Node {
             relaying,
             dns,
             news: Notify::new(),
+            times: options.rotation,
+            wanted: Mutex::default(),
             live: Mutex::new(Live {
                 view,
                 current,
@@ -569,6 +579,13 @@ impl Node {
     /// # Errors
     /// The node was revoked or forgotten, or its device is gone. All tunnels are closed then.
     pub async fn follow(&self, link: &impl Link) -> Result<std::convert::Infallible, NodeError> {
+        tokio::select! {
+            ended = self.follow_map(link) => ended,
+            never = self.follow_keys() => match never {},
+        }
+    }
+
+    async fn follow_map(&self, link: &impl Link) -> Result<std::convert::Infallible, NodeError> {
         let mut pause = FIRST_PAUSE;
         loop {
             if !self.carriers.running() {

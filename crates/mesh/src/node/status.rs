@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::relaying::Used;
-use super::{ClusterSummary, Live, Node};
+use super::{ClusterSummary, Live, Node, RotationStatus};
 use crate::coordination::{Known, Mode, Voucher};
 use crate::key::PublicKey;
 use crate::policy::{Policy, Subject};
@@ -75,6 +75,9 @@ pub struct NodeStatus {
     /// What it does as a relay for others, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relaying: Option<RelayingSummary>,
+    /// The key of its tunnels, if it has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationStatus>,
     /// The clusters that the policy describes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clusters: Vec<ClusterSummary>,
@@ -231,6 +234,7 @@ impl Node {
 
     /// The node as it sees itself.
     pub fn status(&self) -> NodeStatus {
+        let rotation = self.rotation();
         let live = self.live();
         let mode = self.said.mode;
         let others = live
@@ -309,6 +313,7 @@ impl Node {
             refused: flows.refused,
             relays: self.relays(&live.current.relays),
             relaying: self.relaying_status(&live),
+            rotation,
             clusters: self.clusters(&live.current),
             peers: peers.collect(),
         }

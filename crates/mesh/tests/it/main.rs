@@ -12,4 +12,5 @@ mod lab;
 mod life;
 mod moving;
 mod providers;
+mod rotation;
 mod traffic;
