@@ -7,6 +7,7 @@ use driver::{
     kvm::{self, Kvm},
     probe,
 };
+use mesh::node::{NamespaceRefusal, Step, device_allowed, namespace_device_allowed};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use std::{
@@ -19,14 +20,13 @@ const MEMORY_MIN: Bytes = Bytes::mebibytes(512);
 /// What the template `base` takes while it is built.
 const DISK_MIN: Bytes = Bytes::gibibytes(2);
 
-/// Where network devices of programs come from.
-const TUN: &str = "/dev/net/tun";
-
 /// What was found on this machine.
 #[derive(Debug)]
 pub(crate) struct Report {
     /// What is to be had of KVM.
     pub(crate) kvm: Kvm,
+    /// Which way into the mesh there is.
+    pub(crate) mesh: Entrance,
     /// Everything, and what commands can change.
     pub(crate) advice: Vec<Advice>,
 }
@@ -52,6 +52,7 @@ pub(crate) async fn examine(data_dir: &Path) -> Report {
     let (machine, network) = tokio::join!(machine, agent::network::check(&[]));
     let mut report = machine.unwrap_or_else(|error| Report {
         kvm: Kvm::Absent,
+        mesh: Entrance::None,
         advice: vec![Finding::missing("machine", format!("the check failed: {error}"), "").into()],
     });
     report.advice.extend(network.into_iter().map(Advice::from));
@@ -62,18 +63,20 @@ pub(crate) async fn examine(data_dir: &Path) -> Report {
 fn look(data_dir: &Path) -> Report {
     let kvm = kvm::look();
     let mut findings = probe::check(&kvm);
+    let device = device_allowed().map_err(|error| error.to_string());
+    let (mesh, finding) = judge_mesh(device, namespace_device_allowed());
     findings.extend([
         driver::kernel::check(data_dir, None),
         judge_builder(find_program("mmdebstrap").as_deref()),
         judge_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         judge_disk(data_dir, free_space(data_dir)),
         probe::check_data_directory(data_dir),
-        judge_mesh(rustix::process::geteuid().is_root(), opens(TUN)),
+        finding,
     ]);
     let mut advice: Vec<Advice> = findings.into_iter().map(Advice::from).collect();
     let open_files = getrlimit(Resource::Nofile).maximum;
     advice.extend(driver::advice::check(Path::new("/"), open_files));
-    Report { kvm, advice }
+    Report { kvm, mesh, advice }
 }
 
 /// Something that a command changed, or would.
@@ -108,25 +111,61 @@ pub(crate) fn fix(advice: &[Advice], root: &Path, dry: bool) -> Vec<Change> {
         .collect()
 }
 
-/// Whether the device can be opened for reading and writing.
-fn opens(device: &str) -> bool {
-    let mut options = fs::OpenOptions::new();
-    options.read(true).write(true).open(device).is_ok()
+/// How a machine gets into the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Entrance {
+    /// With a network device.
+    Device,
+    /// With one in a user namespace, for programs that run in there; the machine itself has none.
+    Namespace,
+    /// By loopback addresses and a proxy.
+    None,
 }
 
-fn judge_mesh(root: bool, tun: bool) -> Finding {
-    match (root, tun) {
-        (true, true) => Finding::ok("mesh", "as a node with a network device (tun)"),
-        (_, false) => Finding::warning(
-            "mesh",
-            format!("as a node without a network device (userspace), as {TUN} cannot be opened"),
-            "for a device: `modprobe tun` as root; in a container, hand the device in and add CAP_NET_ADMIN",
-        ),
-        (false, true) => Finding::warning(
-            "mesh",
-            "as a node without a network device (userspace), as only root makes those",
-            "for a device: `sudo atoll mesh up`",
-        ),
+/// What to do for a device in a user namespace.
+fn remedy(refusal: &NamespaceRefusal) -> &'static str {
+    match (refusal.step, refusal.source.raw_os_error()) {
+        (Step::Namespace, Some(28)) => "sysctl -w user.max_user_namespaces=10000",
+        (Step::Namespace, _) => {
+            "allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in a container, its seccomp profile"
+        }
+        (Step::Open, _) => {
+            "`modprobe tun` as root and `chmod 666 /dev/net/tun`; in a container, hand the device in"
+        }
+        (Step::Make | Step::Try, _) => {
+            "see whether AppArmor, SELinux or a container's seccomp profile forbid it"
+        }
+    }
+}
+
+fn judge_mesh(
+    device: Result<(), String>,
+    namespace: Result<(), NamespaceRefusal>,
+) -> (Entrance, Finding) {
+    const FOR_A_DEVICE: &str = "for a device here: `sudo atoll mesh up`; in a container, hand /dev/net/tun in and add CAP_NET_ADMIN";
+    match (device, namespace) {
+        (Ok(()), _) => {
+            let detail = "as a node with a network device (tun)";
+            (Entrance::Device, Finding::ok("mesh", detail))
+        }
+        (Err(here), Ok(())) => {
+            let detail = format!(
+                "as a node without a network device here ({here}), by loopback addresses and a proxy (userspace); programs may have one in a user namespace"
+            );
+            let finding = Finding::warning("mesh", detail, FOR_A_DEVICE);
+            (Entrance::Namespace, finding)
+        }
+        (Err(here), Err(there)) => {
+            let detail = format!(
+                "as a node without a network device, by loopback addresses and a proxy (userspace): {here}; nor in a user namespace: {there}"
+            );
+            let remedy = format!(
+                "{FOR_A_DEVICE}; for one in a user namespace: {}",
+                remedy(&there)
+            );
+            (Entrance::None, Finding::warning("mesh", detail, remedy))
+        }
     }
 }
 
@@ -205,6 +244,34 @@ mod tests {
     }
 
     #[test]
+    fn the_way_into_the_mesh_is_told_with_why_and_what_to_do() {
+        let refused = |step, code| {
+            Err(NamespaceRefusal {
+                step,
+                source: std::io::Error::from_raw_os_error(code),
+            })
+        };
+        let here = || Err("cannot open /dev/net/tun: no".to_owned());
+        let (way, finding) = judge_mesh(Ok(()), refused(Step::Namespace, 1));
+        assert_eq!((way, finding.status), (Entrance::Device, FindingStatus::Ok));
+        let (way, finding) = judge_mesh(here(), Ok(()));
+        assert_eq!(way, Entrance::Namespace);
+        assert_eq!(finding.status, FindingStatus::Warning);
+        assert!(finding.detail.contains("cannot open /dev/net/tun: no"));
+        for (step, code, remedy) in [
+            (Step::Namespace, 28, "user.max_user_namespaces"),
+            (Step::Namespace, 1, "kernel.unprivileged_userns_clone"),
+            (Step::Open, 2, "modprobe tun"),
+            (Step::Make, 1, "AppArmor"),
+        ] {
+            let (way, finding) = judge_mesh(here(), refused(step, code));
+            assert_eq!(way, Entrance::None);
+            assert!(finding.remedy.contains(remedy), "{}", finding.remedy);
+            assert!(finding.remedy.contains("sudo atoll mesh up"));
+        }
+    }
+
+    #[test]
     fn each_lack_is_told_with_its_remedy() {
         use FindingStatus::{Ok, Warning};
         check(judge_builder(None), Warning);
@@ -215,9 +282,6 @@ mod tests {
         );
         check(judge_memory("MemAvailable:  8000000 kB\n"), Ok);
         check(judge_memory(""), Warning);
-        check(judge_mesh(true, true), Ok);
-        check(judge_mesh(false, true), Warning);
-        check(judge_mesh(true, false), Warning);
         check(judge_disk(Path::new("/x"), Some(1)), Warning);
         check(judge_disk(Path::new("/x"), None), Warning);
         check(judge_disk(Path::new("/x"), Some(1 << 40)), Ok);

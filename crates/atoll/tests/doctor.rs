@@ -41,6 +41,14 @@ fn this_machine() {
         (false, "absent") => assert!(detail.starts_with("absent"), "{detail}"),
         other => panic!("{other:?}: {detail}"),
     }
+    let way = doctor["mesh"].as_str().unwrap();
+    let mesh = detail_of(&doctor, "mesh");
+    match way {
+        "device" => assert_eq!(mesh, "as a node with a network device (tun)"),
+        "namespace" => assert!(mesh.contains("user namespace"), "{mesh}"),
+        "none" => assert!(mesh.contains("nor in a user namespace"), "{mesh}"),
+        other => panic!("{other}"),
+    }
     for name in [
         "SMT",
         "KSM",

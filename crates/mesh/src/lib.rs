@@ -58,6 +58,7 @@
 
 pub mod batch;
 mod clock;
+pub mod clusters;
 pub mod coordination;
 pub mod crypto;
 pub mod engine;

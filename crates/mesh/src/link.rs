@@ -12,10 +12,12 @@ const NLMSG_ERROR: u16 = 2;
 const REQUEST_AND_ACK: u16 = 5;
 const CREATE: u16 = 0x400;
 const REPLACE: u16 = 0x100;
+const EXCLUSIVE: u16 = 0x200;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const IFLA_MTU: u16 = 4;
 const IFLA_TXQLEN: u16 = 13;
 const IFA_ADDRESS: u16 = 1;
@@ -73,6 +75,42 @@ impl Links {
 
     /// Sends a range of addresses through the interface.
     pub(crate) fn add_route(&self, index: u32, range: Prefix) -> Result<(), Error> {
+        let (kind, flags) = (RTM_NEWROUTE, CREATE | REPLACE);
+        self.route(
+            "add a route through the interface",
+            kind,
+            flags,
+            index,
+            range,
+        )
+    }
+
+    /// The same, if nobody routes the range yet.
+    pub(crate) fn add_new_route(&self, index: u32, range: Prefix) -> Result<(), Error> {
+        let (kind, flags) = (RTM_NEWROUTE, CREATE | EXCLUSIVE);
+        self.route(
+            "add a route through the interface",
+            kind,
+            flags,
+            index,
+            range,
+        )
+    }
+
+    /// Takes a route through the interface away.
+    pub(crate) fn remove_route(&self, index: u32, range: Prefix) -> Result<(), Error> {
+        let step = "remove a route through the interface";
+        self.route(step, RTM_DELROUTE, 0, index, range)
+    }
+
+    fn route(
+        &self,
+        step: &'static str,
+        kind: u16,
+        flags: u16,
+        index: u32,
+        range: Prefix,
+    ) -> Result<(), Error> {
         // Table main, protocol static, scope universe (or link, as IPv4 has it without a gateway), type unicast.
         let scope = if range.address().is_ipv4() { 253 } else { 0 };
         let mut body = vec![
@@ -91,12 +129,7 @@ impl Links {
         ];
         attribute(&mut body, RTA_DST, &octets(range.address()));
         attribute(&mut body, RTA_OIF, &index.to_ne_bytes());
-        self.request(
-            "add a route through the interface",
-            RTM_NEWROUTE,
-            CREATE | REPLACE,
-            &body,
-        )
+        self.request(step, kind, flags, &body)
     }
 
     /// Sends one request and waits for its answer, which the kernel gives at once.

@@ -149,6 +149,11 @@ impl<T> Routes<T> {
         self.ranges.get(&prefix)
     }
 
+    /// All that have ranges.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.ranges.values()
+    }
+
     /// Whom the address belongs to.
     pub(crate) fn find(&self, address: IpAddr) -> Option<&T> {
         let lengths = if address.is_ipv4() {

@@ -224,6 +224,22 @@ impl Tun {
         self.offload = Offload::Tcp;
     }
 
+    /// Sends a range of addresses through the device, unless somebody routes exactly that already. The caller's thread is in its namespace.
+    ///
+    /// # Errors
+    /// There is such a route, or the kernel refuses.
+    pub fn route(&self, range: Prefix) -> Result<(), Error> {
+        Links::open()?.add_new_route(self.index, range)
+    }
+
+    /// Takes such a route away.
+    ///
+    /// # Errors
+    /// There is none, or the kernel refuses.
+    pub fn unroute(&self, range: Prefix) -> Result<(), Error> {
+        Links::open()?.remove_route(self.index, range)
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -70,6 +70,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
             "sandboxes": able,
             "driver": chosen.kind,
             "kvm": describe(&report.kvm),
+            "mesh": report.mesh,
             "findings": findings,
         });
         if arguments.fix {

@@ -5,14 +5,17 @@
 //! [`serve`], [`certificate`]).
 
 mod certificate;
+mod check;
 mod flows;
 mod http;
+mod map;
 mod metrics;
 mod netcheck;
 mod nodes;
 mod peer;
 mod ping;
 mod policy;
+mod rotate;
 mod serve;
 mod services;
 mod status;
@@ -56,10 +59,13 @@ enum Command {
     Ping(ping::Arguments),
     Flows(flows::Arguments),
     Services(services::Arguments),
+    Map(map::Arguments),
     Netcheck(netcheck::Arguments),
     Certificate(certificate::Arguments),
+    Rotate(rotate::Arguments),
     Token(token::Arguments),
     Policy(policy::Arguments),
+    Check(check::Arguments),
     Nodes(nodes::ListArguments),
     Revoke(nodes::RevokeArguments),
     Peer(peer::Arguments),
@@ -75,10 +81,13 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         Command::Ping(arguments) => ping::execute(arguments).await,
         Command::Flows(arguments) => flows::execute(arguments).await,
         Command::Services(arguments) => services::execute(arguments).await,
+        Command::Map(arguments) => map::execute(arguments).await,
         Command::Netcheck(arguments) => netcheck::execute(arguments).await,
         Command::Certificate(arguments) => certificate::execute(arguments).await,
+        Command::Rotate(arguments) => rotate::execute(arguments).await,
         Command::Token(arguments) => token::execute(arguments).await,
         Command::Policy(arguments) => policy::execute(arguments).await,
+        Command::Check(arguments) => check::execute(arguments).await,
         Command::Nodes(arguments) => nodes::list(arguments).await,
         Command::Revoke(arguments) => nodes::revoke(arguments).await,
         Command::Peer(arguments) => peer::execute(arguments).await,

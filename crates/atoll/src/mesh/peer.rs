@@ -300,6 +300,7 @@ async fn add(
         epoch: 1,
         name,
         wireguard: public,
+        renewal: None,
         endpoints: endpoint.into_iter().collect(),
         flows: Vec::new(),
         underlay: None,

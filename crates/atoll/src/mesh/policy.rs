@@ -30,6 +30,16 @@ What no rule allows does not pass. A policy is a file like this:
   to = [\"tag:db\"]
   ports = [\"tcp/5432\", \"udp/8000-8100\", \"icmp\"]
 
+  [clusters.paris]                    # networks behind nodes: pods and services of Kubernetes
+  nodes = [\"tag:paris-gw\"]
+  ranges = [\"10.42.0.0/16\", \"10.43.0.0/16\"]
+  as = [\"10.200.0.0/16\", \"10.201.0.0/16\"]   # where the mesh reaches them, if others have these ranges
+
+  [[allow]]
+  from = [\"tag:web\"]                  # or cluster:NAME
+  to = [\"cluster:paris\"]
+  ports = [\"tcp/443\"]
+
   [[test]]                            # must hold, or the policy is not taken
   from = [\"tag:web\"]
   to = [\"tag:db\"]

@@ -2,7 +2,7 @@
 
 use super::{StateDirectory, metrics, talk::Talk};
 use crate::style::{self, Table};
-use mesh::node::{NodeStatus, PeerSummary, Way};
+use mesh::node::{ClusterSummary, NodeStatus, PeerSummary, RotationPhase, Way};
 use std::net::IpAddr;
 
 /// Show the node on this machine
@@ -83,6 +83,7 @@ fn show(status: &NodeStatus) -> anyhow::Result<()> {
         ("addresses", joined(&status.addresses)),
         ("tags", status.tags.join(" ")),
         ("mode", mode(status)),
+        ("key", key(status)),
         ("services at", status.home.to_string()),
         ("names at", joined(&status.dns)),
         ("proxy at", proxy(status)),
@@ -102,7 +103,37 @@ fn show(status: &NodeStatus) -> anyhow::Result<()> {
     ] {
         style::to_stdout(&format!("{name:<12} {value}\n"))?;
     }
+    for cluster in &status.clusters {
+        style::to_stdout(&format!("{:<12} {}\n", "cluster", clusters(cluster)))?;
+    }
     Ok(())
+}
+
+/// The key of the tunnels, and how far an exchange is.
+fn key(status: &NodeStatus) -> String {
+    let Some(rotation) = &status.rotation else {
+        return String::new();
+    };
+    let phase = match rotation.phase {
+        RotationPhase::Settled => "",
+        RotationPhase::Announced => ", another is announced",
+        RotationPhase::Exchanged => ", new",
+    };
+    format!("{}{phase}", rotation.key)
+}
+
+/// A cluster in one line, with what is in the way.
+fn clusters(cluster: &ClusterSummary) -> String {
+    let ranges = joined(cluster.ranges.iter().map(|(_, outside)| outside));
+    let state = match (&cluster.by, cluster.here, cluster.allowed) {
+        (_, true, _) => "behind this node".to_owned(),
+        (Some(by), ..) => format!("by {by}"),
+        (None, _, true) => "not reached".to_owned(),
+        (None, ..) => "forbidden".to_owned(),
+    };
+    let troubles = cluster.troubles.iter();
+    let troubles: String = troubles.map(|trouble| format!("; {trouble}")).collect();
+    style::harmless(&format!("{} {ranges} {state}{troubles}", cluster.name))
 }
 
 fn mode(status: &NodeStatus) -> String {

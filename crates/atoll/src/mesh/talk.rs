@@ -35,6 +35,8 @@ const CONVERSATIONS: usize = 64;
 pub(super) enum Question {
     /// What it sees.
     Status,
+    /// To make a new key for its tunnels.
+    Rotate,
     /// To measure the way to another.
     Probe {
         /// Its name.
@@ -231,6 +233,10 @@ async fn converse(
         let answer = match serde_json::from_str(&line) {
             Ok(Question::Status) => Answer::Status(Box::new(node.status())),
             Ok(Question::Services) => Answer::Services(node.services()),
+            Ok(Question::Rotate) => {
+                node.rotate();
+                Answer::Done
+            }
             Ok(Question::Flows { since }) => Answer::Flows(Box::new(node.flows(since))),
             Ok(Question::Probe { node: name }) => match node.probe(&name).await {
                 Ok(None) => Answer::Done,

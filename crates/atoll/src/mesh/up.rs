@@ -7,12 +7,15 @@ use api::Secret;
 use mesh::{
     coordination::Token,
     names::upstream_of,
-    node::{Node, NodeError, NodeOptions, RelayPorts, State, StateError, device_allowed},
+    node::{
+        Node, NodeError, NodeOptions, RelayPorts, RotationTimes, State, StateError, device_allowed,
+    },
 };
 use reqwest::Url;
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
     sync::Arc,
+    time::Duration,
 };
 
 const EXAMPLES: &str = "\
@@ -78,6 +81,11 @@ pub(super) struct Arguments {
     /// Be a relay for others, who reach this machine at its endpoints. The policy's `relays` must name it
     #[arg(long)]
     relay: bool,
+
+    /// How often its tunnels get a new key, while all who may speak with it can be told: 12h, 7d, 0s for
+    /// only by `atoll mesh rotate`
+    #[arg(long, value_name = "TIME", value_parser = crate::commands::parse_seconds, default_value = "7d")]
+    rotate_keys: u64,
 
     /// The relay's port for UDP
     #[arg(long, value_name = "PORT", default_value_t = 51822, requires = "relay")]
@@ -227,6 +235,11 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         proxies: arguments.socks.into_iter().collect(),
         dns: arguments.dns,
         upstream: upstream_of(&resolvers, &own),
+        rotation: RotationTimes {
+            every: Some(Duration::from_secs(arguments.rotate_keys))
+                .filter(|every| !every.is_zero()),
+            ..RotationTimes::default()
+        },
         relay: arguments.relay.then_some(RelayPorts {
             udp: arguments.relay_udp,
             tls: Some(arguments.relay_tls.unwrap_or(443)).filter(|port| *port != 0),

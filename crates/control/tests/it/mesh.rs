@@ -46,6 +46,7 @@ impl Machine {
             epoch: self.epoch,
             name: format!("machine-{}", self.seed),
             wireguard: PrivateKey::from_bytes([self.seed; 32]).public(),
+            renewal: None,
             endpoints: vec![([192, 0, 2, self.seed], 51820).into()],
             flows: Vec::new(),
             underlay: None,

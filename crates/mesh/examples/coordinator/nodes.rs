@@ -152,6 +152,7 @@ impl SimulatedNode {
             name: format!("node-{number}"),
             // A key of tunnels that nobody uses.
             wireguard: PublicKey::from_bytes(*public.as_bytes()),
+            renewal: None,
             endpoints: vec![place],
             flows: vec![place],
             underlay: Some(PublicKey::from_bytes(*public.as_bytes())),

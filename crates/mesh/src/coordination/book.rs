@@ -283,9 +283,11 @@ impl Book {
                 let record = member.entry.record.verify(&identity).ok()?;
                 self.names.insert(voucher.name.clone(), identity);
                 if let Some(old) = self.nodes.get(&identity) {
-                    self.keys.remove(&old.record.wireguard);
+                    for key in old.record.keys() {
+                        self.keys.remove(&key);
+                    }
                 }
-                self.keys.insert(record.wireguard, identity);
+                self.keys.extend(record.keys().map(|key| (key, identity)));
                 let node = Node {
                     member,
                     voucher,
@@ -310,7 +312,9 @@ impl Book {
                 let identity = id.parse().ok()?;
                 if let Some(node) = self.nodes.remove(&identity) {
                     self.names.remove(&node.voucher.name);
-                    self.keys.remove(&node.record.wireguard);
+                    for key in node.record.keys() {
+                        self.keys.remove(&key);
+                    }
                 }
                 self.seen.remove(&identity);
             }
@@ -560,8 +564,8 @@ impl Book {
 
     /// A node that names another's key would take the tunnel to that one away from everybody.
     fn own_key(&self, record: &NodeRecord) -> Result<(), Refusal> {
-        let owner = self.keys.get(&record.wireguard);
-        if owner.is_some_and(|owner| *owner != record.identity) {
+        let mut owners = record.keys().filter_map(|key| self.keys.get(&key));
+        if owners.any(|owner| *owner != record.identity) {
             let cause = "another node's tunnels have this key";
             return Err(Refusal::Invalid(cause.to_owned()));
         }
@@ -846,7 +850,7 @@ impl Book {
     pub fn members(&self) -> Vec<MemberStatus> {
         let show = |node: &Node| MemberStatus {
             voucher: node.voucher.clone(),
-            wireguard: node.record.wireguard,
+            wireguard: node.record.tunnel(),
             endpoints: node.record.endpoints.clone(),
             flows: node.record.flows.clone(),
             mode: node.record.mode,

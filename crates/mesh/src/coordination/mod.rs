@@ -36,8 +36,8 @@ pub use identity::{Identity, IdentityKey, Purpose, Signed};
 pub use message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
 pub(crate) use record::MOST_SERVICES;
 pub use record::{
-    Entry, Fingerprint, Mode, NodeRecord, RelayOffer, Voucher, is_service_v4, label, overlay_v4,
-    overlay_v6, overlay_v6_range, service_v4,
+    Entry, Fingerprint, Mode, NodeRecord, RelayOffer, Renewal, Voucher, is_service_v4, label,
+    overlay_v4, overlay_v6, overlay_v6_range, service_v4,
 };
 pub use service::ServiceAddresses;
 pub use token::{Admission, NewToken, SandboxSeat, Token, TokenStatus};

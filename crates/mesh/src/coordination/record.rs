@@ -86,6 +86,17 @@ impl RelayOffer {
     }
 }
 
+/// The keys of a node's tunnels besides the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The one in use, if it is not the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<PublicKey>,
+    /// The one that takes its place, which it answers to already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<PublicKey>,
+}
+
 /// What a node says of itself, signed by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -95,8 +106,11 @@ pub struct NodeRecord {
     pub epoch: u64,
     /// What it would like to be called.
     pub name: String,
-    /// The key of its tunnels.
+    /// The key of its tunnels, or the first that they had: the name that relays know it by.
     pub wireguard: PublicKey,
+    /// What it says of newer keys, if it has tunnels and may exchange their key. Versions that keep one key for good say nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal: Option<Renewal>,
     /// Where its tunnels may be reached; nowhere if it has none.
     pub endpoints: Vec<SocketAddr>,
     /// Where its carrier of flows may be reached. Versions that carry none name nothing.
@@ -124,6 +138,19 @@ impl Purpose for NodeRecord {
 }
 
 impl NodeRecord {
+    /// The key that its tunnels use.
+    pub fn tunnel(&self) -> PublicKey {
+        let present = self.renewal.and_then(|renewal| renewal.present);
+        present.unwrap_or(self.wireguard)
+    }
+
+    /// Every key that is its own.
+    pub(super) fn keys(&self) -> impl Iterator<Item = PublicKey> {
+        let newer = self.renewal.map(|renewal| [renewal.present, renewal.next]);
+        let newer = newer.into_iter().flatten().flatten();
+        std::iter::once(self.wireguard).chain(newer)
+    }
+
     pub(super) fn bounded(&self) -> bool {
         self.endpoints.len() <= MOST_ENDPOINTS
             && self.flows.len() <= MOST_ENDPOINTS

@@ -50,6 +50,7 @@ impl Station {
             epoch: self.epoch,
             name: "node".to_owned(),
             wireguard: self.wireguard.public(),
+            renewal: None,
             endpoints: vec![SocketAddr::from(([192, 0, 2, self.seed], 51820))],
             underlay: None,
             relay: None,

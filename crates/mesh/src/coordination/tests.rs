@@ -129,6 +129,29 @@ fn a_node_cannot_name_the_key_of_another() {
         book.join(&three.request(&many), NOW).unwrap_err(),
         Refusal::Invalid(_)
     ));
+    // Nor as the one that it uses next or now; its own it may.
+    let said = two.record().verify(&two.identity.public()).unwrap();
+    let text = serde_json::to_string(&said).unwrap();
+    assert!(
+        !text.contains("renewal"),
+        "older nodes' records are as they were"
+    );
+    let key = |seed| crate::PrivateKey::from_bytes([seed; 32]).public();
+    let claim = |present, next| {
+        two.identity.sign(&NodeRecord {
+            wireguard: key(77),
+            renewal: Some(Renewal { present, next }),
+            ..said.clone()
+        })
+    };
+    for (present, next, refused) in [
+        (None, Some(said.wireguard), true),
+        (Some(said.wireguard), None, true),
+        (Some(key(77)), Some(key(78)), false),
+    ] {
+        let answer = book.update(&claim(present, next));
+        assert_eq!(answer.is_err(), refused, "{present:?} {next:?}");
+    }
     // Once it is free, it is anybody's.
     let plan = book.revoke(&one.identity.public().to_string()).unwrap();
     write(&mut book, plan);

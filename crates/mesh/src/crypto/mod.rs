@@ -17,6 +17,7 @@
 
 mod flood;
 mod noise;
+mod rotating;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -26,6 +27,8 @@ use std::time::{Duration, Instant};
 pub(crate) use flood::Sources;
 pub use noise::NoiseCore;
 pub(crate) use noise::{public_key, shared_secret};
+pub(crate) use rotating::STRANDS;
+pub use rotating::{OwnKeys, RotatingCore};
 
 use zeroize::Zeroizing;
 
@@ -95,7 +98,7 @@ pub struct TunnelKeys {
     pub peer: PublicKey,
     /// The secret that both mix in.
     pub preshared: Option<PresharedKey>,
-    /// The peer's number in this engine, 24 bits.
+    /// The peer's number in this engine, 24 bits, of which the lowest two are the core's.
     pub index: u32,
 }
 
@@ -186,6 +189,17 @@ pub trait Tunnel: fmt::Debug + Send {
 
     /// How often to send something though there is nothing to send, for NATs to remember; `None` for never.
     fn set_keepalive(&mut self, every: Option<Duration>);
+
+    /// Takes other keys of the peer, the one that it surely answers to first, and those of this node that are in force now. `follows` if the peer is told of
+    /// this node's next key. Of a core that has one key for good, nothing changes.
+    fn renew(&mut self, peers: &[PublicKey], follows: bool) {
+        let _ = (peers, follows);
+    }
+
+    /// Whether the newest keys of both are in use, so that older ones can go.
+    fn renewed(&self) -> bool {
+        true
+    }
 
     /// When the last handshake ended well.
     fn last_handshake(&self) -> Option<Instant>;

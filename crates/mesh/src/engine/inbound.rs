@@ -14,7 +14,7 @@ use super::signal;
 use super::statistics::{many, one};
 use super::{Shared, gone, read};
 use crate::batch::Batch;
-use crate::crypto::Kind;
+use crate::crypto::{Kind, STRANDS};
 use crate::offload::coalesce::{Coalescer, LONGEST_HEADERS, MOST_PIECES};
 use crate::packet::addresses;
 use crate::policy::Direction;
@@ -216,7 +216,8 @@ impl Opening {
         index: u32,
         messages: &mut dyn Iterator<Item = &[u8]>,
     ) {
-        if self.peer.as_ref().is_none_or(|peer| peer.index != index) {
+        let same = |peer: &Arc<Peer>| peer.index == index & !(STRANDS - 1);
+        if !self.peer.as_ref().is_some_and(same) {
             self.peer = read(&shared.table).by_index(index);
         }
         let Some(peer) = &self.peer else {
@@ -252,14 +253,16 @@ impl Opening {
             };
             let own = match last {
                 Some((address, own)) if address == found.source => own,
-                _ => read(&shared.table)
-                    .by_address(found.source)
-                    .is_some_and(|owner| Arc::ptr_eq(owner, peer)),
+                _ => read(&shared.table).owns(found.source, peer),
             };
             last = Some((found.source, own));
             if own {
                 let packet = self.plain.get(place).unwrap_or(&[]);
                 if shared.admits(&peer.public_key, Direction::Inbound, packet) {
+                    if let Some(translation) = shared.translation() {
+                        // Judged by the addresses that the mesh knows, delivered to those of the cluster.
+                        translation.inward(self.plain.get_mut(place).unwrap_or_default());
+                    }
                     self.coalescer.add(&self.plain, place);
                     traffic = true;
                 } else {

@@ -8,7 +8,7 @@ use super::letter::Letter;
 use super::paths::Prober;
 use super::peer::{Peer, State};
 use super::statistics::one;
-use super::{Shared, lock, read};
+use super::{Shared, lock, outbound, read};
 use crate::batch::Batch;
 use crate::crypto::{Admission, Kind, Sources};
 use crate::relay::marked;
@@ -18,6 +18,9 @@ use crate::ways::{Change, Way, own_places};
 const TICK: Duration = Duration::from_millis(200);
 /// How often paths and relays are looked at.
 const PROBE: Duration = Duration::from_millis(100);
+/// How often peers among which there is a choice are asked for an answer, and for how long their last one counts.
+const ASK: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(7);
 /// How often the core counts handshakes anew.
 const SECOND: Duration = Duration::from_secs(1);
 /// Handshakes a second, beyond which each source has a share only.
@@ -47,11 +50,16 @@ impl Keeper {
         let mut tick = Instant::now();
         let mut second = tick;
         let mut probe = tick;
+        let mut ask = tick;
         while !self.shared.stopping() {
             let now = Instant::now();
             if now >= tick {
                 tick = now + TICK;
                 self.tick();
+                self.choose(now >= ask);
+                if now >= ask {
+                    ask = now + ASK;
+                }
                 if now >= second {
                     second = now + SECOND;
                     self.shared.core.tick();
@@ -94,6 +102,23 @@ impl Keeper {
                 peer.count_not_sent(way.send(wire, &self.replies, &mut self.framed));
             }
             self.replies.clear();
+        }
+    }
+
+    /// Looks who answers of those among whom there is a choice.
+    fn choose(&self, ask: bool) {
+        let shared = &self.shared;
+        let choices = read(&shared.table).choices();
+        let now = shared.clock.now();
+        for peer in choices {
+            let heard = peer.lock().heard;
+            let answers = heard.is_some_and(|heard| now.saturating_duration_since(heard) < SILENCE);
+            if peer.note_answers(answers) {
+                tracing::info!(peer = %peer.public_key, answers, "a gateway that others stand in for");
+            }
+            if ask {
+                outbound::probe(shared, &peer);
+            }
         }
     }
 
@@ -162,7 +187,7 @@ impl Keeper {
                 match kind {
                     Some(Kind::Response(index)) => read(&self.shared.table).by_index(index),
                     _ => match self.shared.core.identify(message) {
-                        Ok(key) => read(&self.shared.table).by_key(&key),
+                        Ok(key) => read(&self.shared.table).by_tunnel(&key),
                         Err(_) => None,
                     },
                 }

@@ -49,6 +49,7 @@ use rustix::event::{EventfdFlags, eventfd};
 pub use statistics::{EngineStatus, PeerStatus};
 
 use crate::clock::Clock;
+use crate::clusters::Translation;
 use crate::crypto::{Core, SharedCore};
 use crate::error::Error;
 use crate::key::{PresharedKey, PublicKey};
@@ -73,12 +74,18 @@ const LETTERS: usize = 256;
 pub struct PeerOptions {
     /// Who it is.
     pub public_key: PublicKey,
+    /// The keys of its tunnels, the one that it surely answers to first, then the one that takes its place; `public_key` if empty.
+    pub tunnels: Vec<PublicKey>,
     /// A secret shared with it, mixed into handshakes.
     pub preshared_key: Option<PresharedKey>,
     /// Where it is first looked for. It is also learned from what it sends; `None` leaves what was learned.
     pub endpoint: Option<SocketAddr>,
     /// What may come from it and goes to it. A range that another peer has moves to this one.
     pub allowed: Vec<Prefix>,
+    /// Ranges that it leads to, as others may too: what goes there is sent to the first of them that answers, and all of them may send from there.
+    pub behind: Vec<Prefix>,
+    /// Among those who lead to the same range, the one with the lowest is the first.
+    pub rank: u32,
     /// How often to send something though there is nothing to send; keeps NATs from forgetting us.
     pub keepalive: Option<Duration>,
     /// For a peer that is an engine like this one: over which ways it may be reached. They are probed, and the best that works is
@@ -100,9 +107,12 @@ impl PeerOptions {
     pub fn new(public_key: PublicKey, allowed: Vec<Prefix>) -> Self {
         Self {
             public_key,
+            tunnels: Vec::new(),
             preshared_key: None,
             endpoint: None,
             allowed,
+            behind: Vec::new(),
+            rank: 0,
             keepalive: None,
             paths: None,
         }
@@ -118,6 +128,9 @@ struct Shared {
     /// Asked about every packet; without one, all pass.
     gate: Option<Arc<dyn Gate>>,
     table: RwLock<Table>,
+    /// How packets are rewritten between the mesh and what is behind this node.
+    translation: RwLock<Arc<Translation>>,
+    translates: AtomicBool,
     counters: Counters,
     relays: Arc<Relays>,
     /// Where this node may be found, as its owner knows.
@@ -132,6 +145,12 @@ struct Shared {
 impl Shared {
     fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// How packets are rewritten, if they are.
+    fn translation(&self) -> Option<Arc<Translation>> {
+        let some = self.translates.load(Ordering::Relaxed);
+        some.then(|| Arc::clone(&read(&self.translation)))
     }
 
     /// Whether the gate lets a packet pass.
@@ -211,6 +230,8 @@ impl Engine {
             clock,
             gate,
             table: RwLock::new(Table::new()),
+            translation: RwLock::default(),
+            translates: AtomicBool::new(false),
             counters: Counters::default(),
             relays: Arc::new(Relays::new()?),
             candidates: Mutex::default(),
@@ -293,6 +314,28 @@ impl Engine {
     /// This machine's addresses changed: relays are asked where they see it, and what was proven of direct ways is proven anew, at once.
     pub fn moved(&self) {
         self.shared.relays.shift(self.shared.clock.now());
+    }
+
+    /// Rewrites packets between the mesh and networks behind this node from now on. Peers and the gate know only the addresses outside.
+    pub fn set_translation(&self, translation: Translation) {
+        let some = !translation.is_empty();
+        let place = self.shared.translation.write();
+        *place.unwrap_or_else(PoisonError::into_inner) = Arc::new(translation);
+        self.shared.translates.store(some, Ordering::Relaxed);
+    }
+
+    /// Lets all tunnels follow the keys that the core has now.
+    pub fn renew(&self) {
+        let all = read(&self.shared.table).tunnels();
+        for (peer, tunnels, follows) in all {
+            peer.lock().tunnel.renew(&tunnels, follows);
+        }
+    }
+
+    /// The peer that is sent what goes to a range that several may lead to.
+    pub fn gateway(&self, range: Prefix) -> Option<PublicKey> {
+        let table = read(&self.shared.table);
+        table.gateway(range).map(|peer| peer.public_key)
     }
 
     /// Who this node is.

@@ -158,7 +158,14 @@ impl Batches {
         } else {
             VirtioHeader::read(raw)
         };
-        let (Some(header), Some(addresses)) = (header, addresses(packet)) else {
+        let Some(header) = header else {
+            return one(&shared.counters.not_ip);
+        };
+        if let Some(translation) = shared.translation() {
+            // Sums of what is cut are made anew after this.
+            translation.outward(packet, header.needs_checksum);
+        }
+        let Some(addresses) = addresses(packet) else {
             return one(&shared.counters.not_ip);
         };
         let peer = read(&shared.table)

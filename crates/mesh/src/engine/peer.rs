@@ -21,6 +21,8 @@ pub(super) struct Peer {
     pub(super) short: Short,
     /// Packets went to it or came from it since the keeper looked.
     pub(super) busy: AtomicBool,
+    /// Something authentic came from it lately. Only looked after where there is a choice.
+    answers: AtomicBool,
     state: Mutex<State>,
     counters: Counters,
 }
@@ -34,6 +36,8 @@ pub(super) struct State {
     pub(super) way: Option<Way>,
     /// For a peer that is probed: the ways there may be.
     pub(super) paths: Option<Box<Paths>>,
+    /// When something authentic came last.
+    pub(super) heard: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -82,6 +86,7 @@ impl Peer {
             endpoint,
             way: endpoint.map(Way::Direct),
             paths: None,
+            heard: None,
         });
         Self {
             public_key,
@@ -89,6 +94,7 @@ impl Peer {
             index,
             short: Short::of(&public_key),
             busy: AtomicBool::new(false),
+            answers: AtomicBool::new(false),
             state,
             counters: Counters::default(),
         }
@@ -96,6 +102,16 @@ impl Peer {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         super::lock(&self.state)
+    }
+
+    /// Whether it answers, as far as is known.
+    pub(super) fn answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether it answers. Whether that is another than before.
+    pub(super) fn note_answers(&self, answers: bool) -> bool {
+        self.answers.swap(answers, Ordering::Relaxed) != answers
     }
 
     /// Notes that packets go or come.
@@ -107,6 +123,7 @@ impl Peer {
 
     /// Notes where authentic messages come from now.
     pub(super) fn heard_from(&self, shared: &super::Shared, state: &mut State, source: &Way) {
+        state.heard = Some(shared.clock.now());
         if let Way::Direct(address) = source
             && state.endpoint != Some(*address)
         {
@@ -153,7 +170,7 @@ impl Peer {
 
     pub(super) fn status(&self, allowed: Vec<Prefix>, now: Instant) -> PeerStatus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (endpoint, way, round_trip, last, handshakes) = {
+        let (endpoint, way, round_trip, last, handshakes, renewed) = {
             let state = self.lock();
             let way = state.way.as_ref().map(PeerWay::from);
             let paths = state.paths.as_ref();
@@ -163,6 +180,7 @@ impl Peer {
                 paths.and_then(|paths| paths.ways.agent.round_trip()),
                 state.tunnel.last_handshake(),
                 state.tunnel.handshakes(),
+                state.tunnel.renewed(),
             )
         };
         PeerStatus {
@@ -173,6 +191,7 @@ impl Peer {
             allowed,
             last_handshake: last.map(|last| now.saturating_duration_since(last)),
             handshakes,
+            renewed,
             sent_packets: read(&self.counters.sent_packets),
             sent_bytes: read(&self.counters.sent_bytes),
             received_packets: read(&self.counters.received_packets),

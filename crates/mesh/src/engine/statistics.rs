@@ -25,6 +25,8 @@ pub struct PeerStatus {
     pub last_handshake: Option<Duration>,
     /// How many handshakes ended well.
     pub handshakes: u64,
+    /// Whether the newest keys of both ends are in use.
+    pub renewed: bool,
     /// Packets sealed for it.
     pub sent_packets: u64,
     /// Their bytes.

@@ -6,26 +6,32 @@ use std::sync::Arc;
 
 use super::PeerOptions;
 use super::peer::Peer;
-use crate::crypto::{Core, TunnelKeys};
+use crate::crypto::{Core, STRANDS, TunnelKeys};
 use crate::error::Error;
 use crate::key::PublicKey;
 use crate::prefix::{Prefix, Routes};
 
-/// Indices have 24 bits; that all are taken must not make the search for a free one long.
-const MOST_PEERS: usize = 1 << 22;
+/// Indices have 24 bits, and each peer a few of them; that all are taken must not make the search for a free one long.
+const MOST_PEERS: usize = 1 << 21;
 const INDEX_MASK: u32 = 0x00ff_ffff;
 
 /// All peers, by everything they are looked up by.
 pub(super) struct Table {
     peers: HashMap<PublicKey, Entry>,
     by_index: HashMap<u32, Arc<Peer>>,
+    /// By the keys of their tunnels.
+    by_tunnel: HashMap<PublicKey, Arc<Peer>>,
     routes: Routes<Arc<Peer>>,
+    /// Ranges that several peers may lead to, the preferred first.
+    gateways: Routes<Vec<(u32, Arc<Peer>)>>,
     next_index: u32,
 }
 
 struct Entry {
     peer: Arc<Peer>,
+    tunnels: Vec<PublicKey>,
     allowed: Vec<Prefix>,
+    behind: Vec<Prefix>,
     probed: bool,
 }
 
@@ -34,7 +40,9 @@ impl Table {
         Self {
             peers: HashMap::new(),
             by_index: HashMap::new(),
+            by_tunnel: HashMap::new(),
             routes: Routes::new(),
+            gateways: Routes::new(),
             next_index: 0,
         }
     }
@@ -46,6 +54,10 @@ impl Table {
         core: &dyn Core,
     ) -> Result<Arc<Peer>, Error> {
         let key = options.public_key;
+        let mut tunnels = options.tunnels.clone();
+        if tunnels.is_empty() {
+            tunnels.push(key);
+        }
         let known = self.peers.get(&key).map(|entry| Arc::clone(&entry.peer));
         let peer = match known {
             Some(peer) if peer.preshared_key == options.preshared_key => {
@@ -61,7 +73,7 @@ impl Table {
                 let index = self.free_index();
                 let preshared = options.preshared_key.clone();
                 let keys = TunnelKeys {
-                    peer: key,
+                    peer: *tunnels.first().unwrap_or(&key),
                     preshared: preshared.clone(),
                     index,
                 };
@@ -76,6 +88,11 @@ impl Table {
                 peer
             }
         };
+        for tunnel in &tunnels {
+            self.by_tunnel.insert(*tunnel, Arc::clone(&peer));
+        }
+        let follows = options.paths.is_some();
+        peer.lock().tunnel.renew(&tunnels, follows);
         let mut allowed = options.allowed.clone();
         allowed.sort_unstable();
         allowed.dedup();
@@ -87,11 +104,22 @@ impl Table {
                 entry.allowed.retain(|theirs| theirs != range);
             }
         }
+        let mut behind = options.behind.clone();
+        behind.sort_unstable();
+        behind.dedup();
+        for range in &behind {
+            let mut gateways = self.gateways.remove(*range).unwrap_or_default();
+            gateways.push((options.rank, Arc::clone(&peer)));
+            gateways.sort_by_key(|(rank, peer)| (*rank, peer.public_key));
+            self.gateways.insert(*range, gateways);
+        }
         self.peers.insert(
             key,
             Entry {
                 peer: Arc::clone(&peer),
+                tunnels,
                 allowed,
+                behind,
                 probed: options.paths.is_some(),
             },
         );
@@ -124,11 +152,24 @@ impl Table {
                 self.routes.remove(range);
             }
         }
+        for tunnel in entry.tunnels.drain(..) {
+            let owner = self.by_tunnel.get(&tunnel);
+            if owner.is_some_and(|peer| Arc::ptr_eq(peer, &entry.peer)) {
+                self.by_tunnel.remove(&tunnel);
+            }
+        }
+        for range in entry.behind.drain(..) {
+            let mut gateways = self.gateways.remove(range).unwrap_or_default();
+            gateways.retain(|(_, peer)| !Arc::ptr_eq(peer, &entry.peer));
+            if !gateways.is_empty() {
+                self.gateways.insert(range, gateways);
+            }
+        }
     }
 
     fn free_index(&mut self) -> u32 {
         loop {
-            self.next_index = (self.next_index + 1) & INDEX_MASK;
+            self.next_index = (self.next_index + STRANDS) & INDEX_MASK;
             if !self.by_index.contains_key(&self.next_index) {
                 return self.next_index;
             }
@@ -140,12 +181,54 @@ impl Table {
     }
 
     pub(super) fn by_index(&self, index: u32) -> Option<Arc<Peer>> {
-        self.by_index.get(&index).cloned()
+        self.by_index.get(&(index & !(STRANDS - 1))).cloned()
     }
 
-    /// Whose the address is.
+    /// Whose tunnels have the key.
+    pub(super) fn by_tunnel(&self, key: &PublicKey) -> Option<Arc<Peer>> {
+        self.by_tunnel.get(key).cloned()
+    }
+
+    /// Every peer with the keys of its tunnels, and whether it hears of new ones.
+    pub(super) fn tunnels(&self) -> Vec<(Arc<Peer>, Vec<PublicKey>, bool)> {
+        let all = self.peers.values();
+        all.map(|entry| (Arc::clone(&entry.peer), entry.tunnels.clone(), entry.probed))
+            .collect()
+    }
+
+    /// Who is sent what goes to the address: whose it is, or else the first that leads there and answers, or the first if none does.
     pub(super) fn by_address(&self, address: IpAddr) -> Option<&Arc<Peer>> {
-        self.routes.find(address)
+        let owner = self.routes.find(address);
+        owner.or_else(|| Self::preferred(self.gateways.find(address)?))
+    }
+
+    fn preferred(gateways: &[(u32, Arc<Peer>)]) -> Option<&Arc<Peer>> {
+        let mut answering = gateways.iter().filter(|(_, peer)| peer.answers());
+        let (_, peer) = answering.next().or(gateways.first())?;
+        Some(peer)
+    }
+
+    /// Whether the peer may send from the address.
+    pub(super) fn owns(&self, address: IpAddr, peer: &Arc<Peer>) -> bool {
+        if let Some(owner) = self.routes.find(address) {
+            return Arc::ptr_eq(owner, peer);
+        }
+        let mut gateways = self.gateways.find(address).into_iter().flatten();
+        gateways.any(|(_, gateway)| Arc::ptr_eq(gateway, peer))
+    }
+
+    /// The peer that is sent what goes to a range.
+    pub(super) fn gateway(&self, range: Prefix) -> Option<&Arc<Peer>> {
+        Self::preferred(self.gateways.get(range)?)
+    }
+
+    /// Peers among which there is a choice.
+    pub(super) fn choices(&self) -> Vec<Arc<Peer>> {
+        let all = self.gateways.values().filter(|gateways| gateways.len() > 1);
+        let mut peers: Vec<_> = all.flatten().map(|(_, peer)| Arc::clone(peer)).collect();
+        peers.sort_by_key(|peer| peer.index);
+        peers.dedup_by_key(|peer| peer.index);
+        peers
     }
 
     /// Every peer.
@@ -222,6 +305,42 @@ mod tests {
         assert_eq!(owner(&table, "10.1.0.1"), Some(two.public_key));
         assert_eq!(owner(&table, "10.2.0.1"), None);
         assert_eq!(table.all().len(), 1);
+    }
+
+    #[test]
+    fn the_first_gateway_that_answers_is_sent_to_and_all_may_send() {
+        let core = NoiseCore::new(&PrivateKey::from_bytes([9; 32]), 100, Arc::new(SystemClock));
+        let mut table = Table::new();
+        let range: Prefix = "10.42.0.0/16".parse().unwrap();
+        let gateway = |seed, rank| PeerOptions {
+            behind: vec![range],
+            rank,
+            ..peer(seed, &[])
+        };
+        let (one, two) = (gateway(1, 20), gateway(2, 10));
+        let first = table.set(&one, &core).unwrap();
+        let second = table.set(&two, &core).unwrap();
+        let other = table.set(&peer(3, &["10.42.7.7/32"]), &core).unwrap();
+        let to = |table: &Table| owner(table, "10.42.3.4").unwrap();
+        assert_eq!(table.choices().len(), 2);
+        // Nobody answered yet: the preferred one.
+        assert_eq!(to(&table), two.public_key);
+        first.note_answers(true);
+        assert_eq!(to(&table), one.public_key);
+        second.note_answers(true);
+        assert_eq!(to(&table), two.public_key);
+        let address = "10.42.3.4".parse().unwrap();
+        assert!(table.owns(address, &first) && table.owns(address, &second));
+        assert!(!table.owns(address, &other));
+        // A peer's own address is nobody else's.
+        let address = "10.42.7.7".parse().unwrap();
+        assert!(table.owns(address, &other) && !table.owns(address, &first));
+        table.remove(&two.public_key);
+        assert_eq!(to(&table), one.public_key);
+        assert!(table.choices().is_empty());
+        table.set(&peer(1, &[]), &core).unwrap();
+        assert_eq!(owner(&table, "10.42.3.4"), None);
+        assert!(!table.owns("10.42.3.4".parse().unwrap(), &first));
     }
 
     #[test]

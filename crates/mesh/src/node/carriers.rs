@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::beyond::Routing;
 use super::current::{Current, Peer};
 use super::relaying::Used;
 use super::state::State;
@@ -13,7 +14,7 @@ use super::status::Way;
 use super::{NodeError, NodeOptions};
 use crate::clock::SystemClock;
 use crate::coordination::{IdentityKey, Mode, Voucher};
-use crate::crypto::NoiseCore;
+use crate::crypto::{OwnKeys, RotatingCore};
 use crate::engine::{Engine, EngineStatus};
 use crate::error::Error;
 use crate::flows::Records;
@@ -144,20 +145,17 @@ pub(super) fn device(
     tun.map(Some)
 }
 
-/// Whether this machine lets this process have a network device: one is made, and gone again.
-///
-/// # Errors
-/// Why it does not.
-pub fn device_allowed() -> Result<(), Error> {
-    Tun::create(&TunOptions::default(), None).map(drop)
-}
-
 /// All that carries.
 #[derive(Debug)]
 pub(super) struct Carriers {
     tunnels: Option<Arc<Engine>>,
+    /// The keys of the tunnels, if there are some.
+    core: Option<Arc<RotatingCore>>,
     flows: Arc<Userspace>,
     gate: Arc<FilterGate>,
+    routing: Routing,
+    /// Where the device is, if not in this process's network namespace.
+    programs: Option<Arc<Namespace>>,
     /// The relays that are used now.
     relays: Mutex<Vec<RelayAddress>>,
     surroundings: OnceLock<Surroundings>,
@@ -185,12 +183,16 @@ impl Carriers {
         own: impl IntoIterator<Item = u16>,
     ) -> Result<Self, NodeError> {
         let gate = Arc::new(FilterGate::closed(Instant::now()));
+        let mut core = None;
         let tunnels = match (sockets.wire, device) {
             (Some(wire), Some(tun)) => {
                 let clock = Arc::new(SystemClock);
-                let core = NoiseCore::new(&state.wireguard, HANDSHAKES, clock.clone());
+                let keys = state.own_keys();
+                let own = RotatingCore::new(&state.wireguard, &keys, HANDSHAKES, clock.clone());
+                let own = core.insert(Arc::new(own));
                 let guarded = Arc::clone(&gate) as Arc<_>;
-                let engine = Engine::start_guarded(tun, wire, Arc::new(core), clock, guarded)?;
+                let keys = Arc::clone(own) as Arc<_>;
+                let engine = Engine::start_guarded(tun, wire, keys, clock, guarded)?;
                 Some(Arc::new(engine))
             }
             _ => None,
@@ -224,8 +226,11 @@ impl Carriers {
         };
         Ok(Self {
             tunnels,
+            core,
             flows: Arc::new(Userspace::start_on(flows, sockets.flows).await?),
             gate,
+            routing: Routing::default(),
+            programs: options.programs.clone(),
             relays: Mutex::default(),
             surroundings: OnceLock::new(),
         })
@@ -240,6 +245,22 @@ impl Carriers {
     pub(super) fn device(&self) -> Option<(&str, u16)> {
         let engine = self.tunnels.as_ref()?;
         Some((engine.device().name(), engine.port()))
+    }
+
+    pub(super) fn engine(&self) -> Option<&Engine> {
+        self.tunnels.as_deref()
+    }
+
+    /// Lets tunnels use these keys from now on.
+    pub(super) fn set_keys(&self, keys: &OwnKeys) {
+        if let (Some(core), Some(engine)) = (&self.core, &self.tunnels) {
+            core.set_keys(keys);
+            engine.renew();
+        }
+    }
+
+    pub(super) const fn routing(&self) -> &Routing {
+        &self.routing
     }
 
     pub(super) const fn gate(&self) -> &Arc<FilterGate> {
@@ -326,6 +347,20 @@ impl Carriers {
         }
     }
 
+    /// Does something in the network namespace that the device is in.
+    fn at_the_device(&self, action: impl FnOnce() + Send) {
+        let done = match &self.programs {
+            None => return action(),
+            Some(programs) => programs.within(|| {
+                action();
+                Ok(())
+            }),
+        };
+        if let Err(error) = done {
+            tracing::warn!("the routes of the device cannot be changed: {error}");
+        }
+    }
+
     /// Makes everything what follows from a view, where it is another than before.
     pub(super) fn carry_out(&self, before: &Current, now: &Current) {
         // Closed before it is opened: who is out is out before anybody else is let in.
@@ -337,6 +372,9 @@ impl Carriers {
         let Some(engine) = &self.tunnels else {
             return;
         };
+        let ranges = self.routing.used();
+        self.at_the_device(|| self.routing.follow(engine, now));
+        let used = self.routing.used();
         let tunnel = |key: &PublicKey| now.peers.get(key).is_some_and(|peer| peer.mode.is_tun());
         for peer in engine.peers() {
             if !tunnel(&peer.public_key) {
@@ -345,10 +383,11 @@ impl Carriers {
         }
         let peers = now.peers.iter().filter(|(_, peer)| peer.mode.is_tun());
         for (key, peer) in peers {
-            if before.peers.get(key) == Some(peer) && engine.peer(key).is_some() {
+            let same = before.peers.get(key) == Some(peer) && used == ranges;
+            if same && engine.peer(key).is_some() {
                 continue;
             }
-            if let Err(error) = engine.set_peer(&peer.options(*key)) {
+            if let Err(error) = engine.set_peer(&peer.options(*key, &used)) {
                 tracing::warn!(peer = %peer.name, "cannot reach a node: {error}");
             }
         }
@@ -371,6 +410,7 @@ impl Carriers {
         self.gate.set(Filter::default());
         self.flows.refresh();
         if let Some(engine) = &self.tunnels {
+            self.at_the_device(|| self.routing.close(engine));
             for peer in engine.peers() {
                 engine.remove_peer(&peer.public_key);
             }

@@ -13,7 +13,9 @@ use crate::prefix::Prefix;
 use crate::userspace::{Directory, loopback};
 
 use super::ServeError;
+use super::beyond::Beyond;
 use super::relaying::{Used, used};
+use super::rotation::tunnels;
 
 const TCP: u8 = 6;
 
@@ -24,15 +26,39 @@ pub(super) struct Peer {
     pub(super) identity: IdentityKey,
     pub(super) mode: Mode,
     plain: bool,
+    /// The keys of its tunnels.
+    tunnels: Vec<PublicKey>,
+    /// Whether it hears of other keys of this node.
+    renews: bool,
     endpoints: Vec<SocketAddr>,
     allowed: Vec<Prefix>,
+    /// Ranges of clusters that it leads to.
+    behind: Vec<Prefix>,
+    /// Its turn among those who lead to the same.
+    rank: u32,
 }
 
 /// How often something is said to a peer that may be behind a NAT and runs no Atoll.
 const KEEPALIVE: Duration = Duration::from_secs(25);
 
 impl Peer {
-    pub(super) fn options(&self, key: PublicKey) -> PeerOptions {
+    /// Whether it hears of other keys of this node's tunnels.
+    pub(super) const fn renews(&self) -> bool {
+        self.renews
+    }
+
+    /// How the engine knows it; of the ranges that it leads to only those that are `used`.
+    pub(super) fn options(&self, key: PublicKey, used: &BTreeSet<Prefix>) -> PeerOptions {
+        let behind = self.behind.iter().filter(|range| used.contains(range));
+        PeerOptions {
+            behind: behind.copied().collect(),
+            rank: self.rank,
+            tunnels: self.tunnels.clone(),
+            ..self.own_options(key)
+        }
+    }
+
+    fn own_options(&self, key: PublicKey) -> PeerOptions {
         if self.plain {
             let endpoint = self.endpoints.first().copied();
             return PeerOptions {
@@ -62,6 +88,8 @@ pub(super) struct Current {
     pub(super) zone: Zone,
     pub(super) policy: Policy,
     pub(super) relays: Vec<Used>,
+    /// The clusters that the policy describes.
+    pub(super) beyond: Vec<Beyond>,
     /// What is still to be said.
     pub(super) said: Option<Signed<NodeRecord>>,
 }
@@ -129,17 +157,17 @@ impl Current {
                 )
             }),
         );
+        let beyond = beyond(view, &policy, me, &filter);
         let peers = others
-            .filter(|known| {
-                let rules = filter.peer(&known.record.wireguard);
-                rules.is_some_and(crate::policy::FilterPeer::reachable)
-            })
+            .filter(|known| filter.reachable(&known.record.wireguard))
             .map(|known| {
                 let peer = Peer {
                     name: known.voucher.name.clone(),
                     identity: known.voucher.identity,
                     mode: known.record.mode,
                     plain: known.record.plain,
+                    tunnels: tunnels(known.record.wireguard, known.record.renewal.as_ref()),
+                    renews: known.record.renewal.is_some(),
                     // Who is hostile does not make this machine talk to itself.
                     endpoints: known
                         .record
@@ -152,6 +180,17 @@ impl Current {
                         Prefix::new(known.voucher.v4.into(), 32),
                         Prefix::new(known.voucher.v6.into(), 128),
                     ],
+                    behind: beyond
+                        .iter()
+                        .filter(|beyond| !beyond.here)
+                        .filter(|beyond| {
+                            let mut keys = beyond.gateways.iter().map(|(_, key)| key);
+                            keys.any(|key| *key == known.record.wireguard)
+                        })
+                        .flat_map(|beyond| beyond.ranges.iter().map(|range| range.outside))
+                        .filter(|range| filter.reaches(&known.record.wireguard, *range))
+                        .collect(),
+                    rank: known.voucher.number,
                 };
                 (known.record.wireguard, peer)
             })
@@ -196,7 +235,50 @@ impl Current {
             zone,
             policy,
             relays,
+            beyond,
             said: None,
         }
     }
+}
+
+/// The clusters of a policy, for the node with this voucher.
+fn beyond(view: &View, policy: &Policy, me: &Voucher, filter: &Filter) -> Vec<Beyond> {
+    let leads = |voucher: &Voucher, name: &str| {
+        let mut behind = policy.behind(subject(voucher));
+        behind.any(|cluster| cluster.name == name)
+    };
+    let clusters = policy.clusters().map(|cluster| {
+        let mut gateways = Vec::new();
+        let mut unable = 0;
+        for known in view.nodes() {
+            let (voucher, record) = (&known.voucher, &known.record);
+            if voucher.identity == me.identity || !leads(voucher, &cluster.name) {
+                continue;
+            }
+            if record.mode.is_tun() && !record.plain {
+                gateways.push((voucher.number, voucher.name.clone(), record.wireguard));
+            } else {
+                unable += 1;
+            }
+        }
+        gateways.sort_unstable_by_key(|(number, ..)| *number);
+        let gateways: Vec<_> = gateways
+            .into_iter()
+            .map(|(_, name, key)| (name, key))
+            .collect();
+        let reaches = |key: &PublicKey| {
+            let mut ranges = cluster.ranges.iter();
+            ranges.any(|range| filter.reaches(key, range.outside))
+        };
+        Beyond {
+            name: cluster.name.clone(),
+            ranges: cluster.ranges.clone(),
+            allowed: policy.speaks(subject(me), &cluster.name)
+                || gateways.iter().any(|(_, key)| reaches(key)),
+            gateways,
+            unable,
+            here: leads(me, &cluster.name),
+        }
+    });
+    clusters.collect()
 }

@@ -16,12 +16,15 @@
 //!
 //! Absent: HTTP; a decision about who may speak to whom ([`crate::policy`]); a data plane that waits for a coordinator.
 
+mod beyond;
 mod carriers;
 mod certificates;
 mod current;
+mod device;
 mod flows;
 mod link;
 mod relaying;
+mod rotation;
 mod services;
 mod state;
 mod status;
@@ -34,14 +37,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use carriers::device_allowed;
+pub use beyond::ClusterSummary;
 use carriers::{Carriers, Sockets};
 pub use certificates::CertifyError;
 use current::Current;
+pub use device::{NamespaceRefusal, Step, device_allowed, namespace_device_allowed};
 pub use flows::{Began, FlowSummary, FlowsCursor, FlowsStatus};
 pub use link::{Heard, Link, LinkError};
 pub use relaying::RelayPorts;
 use relaying::Relaying;
+pub use rotation::{Rotation, RotationPhase, RotationStatus, RotationTimes};
 pub use services::{ServiceEndpoint, ServicePort, ServiceSummary};
 pub use state::{State, StateError};
 pub use status::{NodeStatus, PeerSummary, RelaySummary, RelayingSummary, Way};
@@ -88,6 +93,8 @@ pub struct NodeOptions {
     pub programs: Option<Arc<Namespace>>,
     /// Whether the router is asked to forward the ports of tunnels and flows.
     pub port_mapping: bool,
+    /// When the key of its tunnels is exchanged.
+    pub rotation: RotationTimes,
 }
 
 /// Why a node is not up, or not any more.
@@ -177,6 +184,7 @@ impl Said {
             epoch: state.epoch,
             name: self.wanted.clone(),
             wireguard: state.wireguard.public(),
+            renewal: self.mode.is_tun().then(|| state.rotation.renewal()),
             endpoints: self.endpoints.clone(),
             flows: self.flows.clone(),
             underlay: Some(state.underlay.public()),
@@ -204,6 +212,9 @@ pub struct Node {
     news: Notify,
     /// Whether it ever had a map.
     informed: watch::Sender<bool>,
+    times: RotationTimes,
+    /// Somebody asked for another key.
+    wanted: Mutex<bool>,
 }
 
 fn now_ms() -> u64 {
@@ -353,6 +364,8 @@ impl Node {
             dns,
             news: Notify::new(),
             informed,
+            times: options.rotation,
+            wanted: Mutex::default(),
             live: Mutex::new(Live {
                 view,
                 current,
@@ -619,6 +632,13 @@ impl Node {
     /// # Errors
     /// The node was revoked or forgotten, or its device is gone. All tunnels are closed then.
     pub async fn follow(&self, link: &impl Link) -> Result<std::convert::Infallible, NodeError> {
+        tokio::select! {
+            ended = self.follow_map(link) => ended,
+            never = self.follow_keys() => match never {},
+        }
+    }
+
+    async fn follow_map(&self, link: &impl Link) -> Result<std::convert::Infallible, NodeError> {
         let mut pause = FIRST_PAUSE;
         loop {
             if !self.carriers.running() {

@@ -11,7 +11,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::rotation::{Rotation, RotationFile};
 use crate::coordination::{Identity, IdentityKey, Signed, View, Voucher};
+use crate::crypto::OwnKeys;
 use crate::error::Error;
 use crate::key::PrivateKey;
 use crate::relay::RelayCertificate;
@@ -51,6 +53,8 @@ pub enum StateError {
 struct File {
     identity: String,
     wireguard: String,
+    #[serde(default)]
+    rotation: RotationFile,
     coordinator: IdentityKey,
     url: String,
     epoch: u64,
@@ -96,8 +100,10 @@ pub struct State {
     _lock: fs::File,
     /// Who it is.
     pub identity: Identity,
-    /// The key of its tunnels.
+    /// The first key of its tunnels.
     pub wireguard: PrivateKey,
+    /// Those that took its place.
+    pub rotation: Rotation,
     /// The key that the coordinator signs with.
     pub coordinator: IdentityKey,
     /// Where the coordinator answers.
@@ -162,6 +168,7 @@ impl State {
                     _lock: lock,
                     identity: Identity::from_base64(&file.identity).map_err(|_| spoilt())?,
                     wireguard: file.wireguard.parse().map_err(|_| spoilt())?,
+                    rotation: Rotation::from_file(&file.rotation).map_err(|_| spoilt())?,
                     coordinator: file.coordinator,
                     url: mesh.map_or(file.url, |(_, url)| url.to_owned()),
                     epoch: file.epoch,
@@ -183,6 +190,7 @@ impl State {
                 _lock: lock,
                 identity: Identity::generate()?,
                 wireguard: PrivateKey::generate()?,
+                rotation: Rotation::default(),
                 coordinator,
                 url: url.to_owned(),
                 epoch: 0,
@@ -200,6 +208,11 @@ impl State {
         Ok(state)
     }
 
+    /// The keys that its tunnels answer to.
+    pub(super) fn own_keys(&self) -> OwnKeys {
+        self.rotation.own_keys(&self.wireguard)
+    }
+
     /// Writes `node.json` anew.
     ///
     /// # Errors
@@ -208,6 +221,7 @@ impl State {
         let file = File {
             identity: self.identity.to_base64(),
             wireguard: self.wireguard.to_base64(),
+            rotation: self.rotation.to_file(),
             coordinator: self.coordinator,
             url: self.url.clone(),
             epoch: self.epoch,

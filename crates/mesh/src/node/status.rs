@@ -8,10 +8,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::relaying::Used;
-use super::{Live, Node};
-use crate::coordination::{Mode, Voucher};
+use super::{ClusterSummary, Live, Node, RotationStatus};
+use crate::coordination::{Known, Mode, Voucher};
 use crate::key::PublicKey;
-use crate::policy::Subject;
+use crate::policy::{Policy, Subject};
 use crate::surroundings::MappedPort;
 use crate::ways::PeerWay;
 
@@ -85,6 +85,12 @@ pub struct NodeStatus {
     /// What it does as a relay for others, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relaying: Option<RelayingSummary>,
+    /// The key of its tunnels, if it has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationStatus>,
+    /// The clusters that the policy describes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<ClusterSummary>,
     /// Everybody else in the mesh.
     pub peers: Vec<PeerSummary>,
 }
@@ -146,6 +152,12 @@ pub struct PeerSummary {
     pub tags: Vec<String>,
     /// How packets get in and out of it.
     pub mode: Mode,
+    /// The services that policy says it gives, and that it did not take back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// Whether it is a relay for others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relays: bool,
     /// Whether policy lets anything pass. If not, there is no tunnel.
     pub allowed: bool,
     /// Why nothing gets there though policy would let it.
@@ -182,6 +194,23 @@ pub(super) fn relay_name(relays: &[Used], key: &PublicKey) -> String {
     relay.map_or_else(|| key.to_string(), |relay| relay.name.clone())
 }
 
+fn subject(voucher: &Voucher) -> Subject<'_> {
+    Subject {
+        name: Some(&voucher.name),
+        tags: &voucher.tags,
+    }
+}
+
+/// The services that a node gives.
+fn given(policy: &Policy, known: &Known) -> Vec<String> {
+    let services = policy.services().iter();
+    let given = services.filter(|(name, service)| {
+        let ready = !known.record.unready.contains(*name);
+        ready && policy.serves(service, subject(&known.voucher))
+    });
+    given.map(|(name, _)| name.clone()).collect()
+}
+
 impl Node {
     fn relays(&self, used: &[Used]) -> Vec<RelaySummary> {
         let relays = self.carriers.relays().into_iter();
@@ -215,6 +244,7 @@ impl Node {
 
     /// The node as it sees itself.
     pub fn status(&self) -> NodeStatus {
+        let rotation = self.rotation();
         let live = self.live();
         let mode = self.said.mode;
         let others = live
@@ -239,6 +269,9 @@ impl Node {
                 addresses: addresses(&known.voucher),
                 tags: known.voucher.tags.iter().cloned().collect(),
                 mode: known.record.mode,
+                services: given(&live.current.policy, known),
+                relays: known.record.relay.is_some()
+                    && live.current.policy.relays(subject(&known.voucher)),
                 allowed: peer.is_some(),
                 unreachable,
                 way: between.way,
@@ -293,6 +326,8 @@ impl Node {
             refused: flows.refused,
             relays: self.relays(&live.current.relays),
             relaying: self.relaying_status(&live),
+            rotation,
+            clusters: self.clusters(&live.current),
             peers: peers.collect(),
         }
     }

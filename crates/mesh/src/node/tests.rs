@@ -74,6 +74,7 @@ fn only_those_with_whom_something_may_pass_are_peers() {
                 epoch: 1,
                 name: tag.to_owned(),
                 wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
+                renewal: None,
                 endpoints: vec![([192, 0, 2, seed], 51820).into()],
                 underlay: None,
                 relay: None,
@@ -157,6 +158,7 @@ fn names_lead_to_loopback_where_one_end_has_no_device() {
                 epoch: 1,
                 name: format!("n{seed}"),
                 wireguard: key(seed),
+                renewal: None,
                 endpoints: Vec::new(),
                 // One that would make others talk to themselves.
                 underlay: None,

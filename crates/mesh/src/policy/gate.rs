@@ -91,14 +91,14 @@ impl Gate for FilterGate {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let filter = self.filter.read().unwrap_or_else(PoisonError::into_inner);
         let rules = match filter.between(peer, direction, &flow) {
-            Ok(peer) => peer,
+            Ok(rules) => rules,
             Err(denial) => return Verdict::Deny(denial),
         };
         let back = direction.reversed();
         match kind {
             // Without its first piece it is nothing.
             Kind::Piece => {
-                let mut both = rules.inbound.iter().chain(&rules.outbound);
+                let mut both = rules.inbound.iter().chain(rules.outbound);
                 if both.any(|rule| rule.ports.touches(flow.protocol)) {
                     return Verdict::Admit;
                 }

@@ -31,6 +31,15 @@
 //! [sandboxes]                         # the tags that a tenant may give to its sandboxes
 //! t0123456789ab = ["tag:ci"]
 //!
+//! [clusters.paris]                    # networks behind nodes ([`crate::clusters`])
+//! nodes = ["tag:paris-gw"]
+//! ranges = ["10.42.0.0/16"]
+//!
+//! [[allow]]
+//! from = ["tag:web"]
+//! to = ["cluster:paris"]              # `from` too
+//! ports = ["tcp/443"]
+//!
 //! [[test]]
 //! from = ["tag:web"]                  # a node with these tags
 //! to = ["tag:db"]
@@ -39,6 +48,7 @@
 //! ```
 
 mod answers;
+mod clusters;
 mod filter;
 mod flow;
 mod gate;
@@ -48,7 +58,7 @@ mod sandboxes;
 mod tests;
 mod text;
 
-pub use filter::{Filter, FilterPeer};
+pub use filter::{Beyond, Filter, FilterPeer};
 pub use flow::Flow;
 pub use gate::{FilterGate, Gate};
 pub use ports::{Allowance, Ports};

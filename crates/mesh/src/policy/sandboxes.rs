@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::Spanned;
 
-use super::text::{Policy, Reader, Selector};
+use super::text::{Known, Policy, Reader, Selector};
 
 /// Every tenant.
 const ANYONE: &str = "*";
@@ -33,7 +33,7 @@ impl Reader<'_> {
             }
             let mut tags = BTreeSet::new();
             for text in &texts {
-                match &self.selectors(std::slice::from_ref(text), false)[..] {
+                match &self.selectors(std::slice::from_ref(text), Known::Nodes)[..] {
                     [Selector::Tag(tag)] => {
                         tags.insert(tag.clone());
                     }

@@ -126,7 +126,7 @@ fn mistakes_are_told_with_line_and_remedy() {
         (
             "[[allow]]\nfrom = [\"web\"]\nto = [\"*\"]\nports = [\"*\"]",
             2,
-            "write tag:NAME, node:NAME or *",
+            "write tag:NAME, node:NAME, cluster:NAME or *",
         ),
         (
             "[[allow]]\nfrom = [\"*\"]\nto = [\n  \"service:x\"]",
@@ -498,4 +498,171 @@ fn a_flood_of_flows_has_an_end_of_records() {
     assert_eq!(all, u64::from(u16::MAX));
     assert_eq!(records.begun, all);
     assert!(records.records.iter().all(|record| record.line == 10));
+}
+
+const CLUSTERS: &str = r#"
+[clusters.paris]
+nodes = ["tag:paris-gw"]
+ranges = ["10.42.0.0/16", "10.43.0.0/16"]
+as = ["10.200.0.0/16", "10.43.0.0/16"]
+
+[clusters.lyon]
+nodes = ["tag:lyon-gw"]
+ranges = ["10.42.0.0/16"]
+
+[[allow]]
+from = ["tag:web"]
+to = ["cluster:paris"]
+ports = ["tcp/443", "icmp"]
+
+[[allow]]
+from = ["cluster:lyon"]
+to = ["cluster:paris", "tag:web"]
+ports = ["udp/53"]
+
+[[test]]
+from = ["tag:web"]
+to = ["cluster:paris"]
+port = "tcp/443"
+expect = "allow"
+
+[[test]]
+from = ["cluster:paris"]
+to = ["tag:web"]
+port = "tcp/443"
+expect = "deny"
+"#;
+
+fn between(source: &str, destination: &str, protocol: u8, body: &[u8]) -> Vec<u8> {
+    packet(
+        source.parse().unwrap(),
+        destination.parse().unwrap(),
+        protocol,
+        body,
+    )
+}
+
+#[test]
+fn clusters_are_reached_by_their_gateways_alone_and_only_as_rules_say() {
+    assert_eq!(Policy::parse(CLUSTERS).unwrap().test(), Ok(2));
+    let udp = |port: u16| [vec![0, 9], port.to_be_bytes().to_vec(), vec![0; 4]].concat();
+    let (gate, now) = gate(CLUSTERS, &["web"], &["paris-gw"]);
+    let admit = |direction, packet: &[u8]| gate.admit(&KEY, direction, packet, now);
+    let own = "100.64.0.1";
+    let out = |to, body: &[u8]| admit(Outbound, &between(own, to, 6, body));
+    assert_eq!(out("10.200.3.4", &tcp(9, 443, SYN)), Admit);
+    assert_eq!(out("10.43.3.4", &tcp(9, 443, SYN)), Admit);
+    assert_eq!(out("10.200.3.4", &tcp(9, 80, SYN)), Deny(Denial::Rule));
+    // The gateway itself, its other networks, and addresses that only the cluster uses.
+    for to in ["100.64.0.2", "10.42.3.4", "10.44.0.1"] {
+        let verdict = out(to, &tcp(9, 443, SYN));
+        assert!(
+            matches!(verdict, Deny(Denial::Rule | Denial::Address)),
+            "{to}"
+        );
+    }
+    // What began is answered; nothing begins there.
+    let back = |from, body: &[u8]| admit(Inbound, &between(from, own, 6, body));
+    assert_eq!(back("10.200.3.4", &tcp(443, 9, SYN | ACK)), Admit);
+    assert_eq!(
+        back("10.200.3.5", &tcp(443, 9, SYN | ACK)),
+        Deny(Denial::Rule)
+    );
+    assert_eq!(back("10.200.3.4", &tcp(443, 9, SYN)), Deny(Denial::Rule));
+    // Not for somebody else: this node leads nowhere.
+    let stray = between("10.200.3.4", "10.43.1.1", 6, &tcp(443, 9, ACK));
+    assert_eq!(admit(Inbound, &stray), Deny(Denial::Address));
+    // The other gateway does not speak for this cluster.
+    let (other, now) = self::gate(CLUSTERS, &["web"], &["lyon-gw"]);
+    let from_paris = between("10.200.3.4", own, 17, &udp(53));
+    let from_lyon = between("10.42.3.4", own, 17, &udp(53));
+    let admit = |packet: &[u8]| other.admit(&KEY, Inbound, packet, now);
+    assert_eq!(admit(&from_paris), Deny(Denial::Address));
+    assert_eq!(admit(&from_lyon), Admit);
+    // Between two gateways.
+    let (paris, now) = self::gate(CLUSTERS, &["paris-gw"], &["lyon-gw"]);
+    let admit = |direction, from, to, port| {
+        paris.admit(&KEY, direction, &between(from, to, 17, &udp(port)), now)
+    };
+    assert_eq!(admit(Inbound, "10.42.0.9", "10.200.0.9", 53), Admit);
+    assert_eq!(
+        admit(Outbound, "10.200.0.8", "10.42.0.8", 53),
+        Deny(Denial::Rule)
+    );
+    assert_eq!(admit(Inbound, "10.42.0.9", own, 53), Deny(Denial::Address));
+    // Anybody is a node: nobody named the cluster.
+    let anyone = format!("{CLUSTERS}\n[[allow]]\nfrom = [\"*\"]\nto = [\"*\"]\nports = [\"*\"]\n");
+    let (open, now) = self::gate(&anyone, &["other"], &["paris-gw"]);
+    let packet = between(own, "10.200.3.4", 6, &tcp(9, 443, SYN));
+    assert_eq!(
+        open.admit(&KEY, Outbound, &packet, now),
+        Deny(Denial::Address)
+    );
+}
+
+fn mistakes(text: &str) -> Vec<String> {
+    let found = Policy::parse(text).unwrap_err();
+    found.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn clusters_that_cannot_be_told_apart_are_refused_with_an_offer() {
+    let text = CLUSTERS.replace("as = [\"10.200.0.0/16\", \"10.43.0.0/16\"]\n", "");
+    let found = mistakes(&text);
+    assert_eq!(found.len(), 1);
+    let (said, offer) = found[0].split_once(" write ").unwrap();
+    assert_eq!(
+        said,
+        "line 6: 10.42.0.0/16 of cluster \"lyon\" overlaps with 10.42.0.0/16 of cluster \"paris\"; \
+         reach it at other addresses, one to one: in [clusters.lyon]"
+    );
+    // Pasted where it says, it is right.
+    let pasted = text.replace("[clusters.lyon]\n", &format!("[clusters.lyon]\n{offer}\n"));
+    assert_eq!(Policy::parse(&pasted).unwrap().test(), Ok(2));
+}
+
+#[test]
+fn mistakes_in_clusters_are_told() {
+    let with = |ranges: &str| format!("[clusters.a]\nnodes = [\"tag:a\"]\nranges = {ranges}\n");
+    for (text, said) in [
+        (
+            with("[\"10.42.1.0/16\"]"),
+            "line 3: \"10.42.1.0/16\" does not begin where its range does; write the range's first address and its length: 10.42.0.0/16",
+        ),
+        (
+            with("[\"fd00::/64\"]"),
+            "line 3: fd00::/64 is a range of IPv6, which clusters cannot have yet; leave it out: only ranges of IPv4 are carried",
+        ),
+        (
+            with("[\"10.0.0.0/7\"]"),
+            "line 3: 10.0.0.0/7 has too many addresses; write ranges of /8 and smaller",
+        ),
+        (
+            with("[\"pods\"]"),
+            "line 3: \"pods\" is not a range of addresses; write one as 10.42.0.0/16",
+        ),
+        (
+            with("[]"),
+            "line 1: cluster \"a\" has 0 ranges; write between 1 and 16",
+        ),
+        (
+            with("[\"10.1.0.0/16\"]\nas = [\"10.2.0.0/17\"]"),
+            "line 4: `as` of cluster \"a\" has other sizes than `ranges`; write one range of the same length for each, in the same order",
+        ),
+        (
+            "[[allow]]\nfrom = [\"*\"]\nto = [\"cluster:b\"]\nports = [\"*\"]\n".to_owned(),
+            "line 3: there is no cluster \"b\"; describe it: [clusters.NAME] with nodes and ranges",
+        ),
+        (
+            "relays = [\"cluster:b\"]\n".to_owned(),
+            "line 1: \"cluster:b\" names no nodes; write tag:NAME, node:NAME or *",
+        ),
+    ] {
+        assert_eq!(mistakes(&text), [said]);
+    }
+    let reserved = mistakes(&with("[\"100.64.0.0/16\"]"));
+    assert!(
+        reserved[0].starts_with("line 1: 100.64.0.0/16 of cluster \"a\" overlaps with 100.64.0.0/10 of the mesh's own addresses; "),
+        "{reserved:?}"
+    );
 }

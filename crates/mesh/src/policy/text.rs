@@ -8,10 +8,13 @@ use std::ops::Range;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::filter::{Filter, FilterPeer};
+use super::clusters::{Behind, ClusterText};
+use super::filter::{Beyond, Filter, FilterPeer};
 use super::ports::{Allowance, Ports};
+use crate::clusters::Cluster;
 use crate::coordination::label;
 use crate::key::PublicKey;
+use crate::prefix::Prefix;
 
 /// What names end with unless the policy says otherwise.
 pub const DEFAULT_DOMAIN: &str = "mesh.internal";
@@ -50,12 +53,29 @@ pub struct Subject<'a> {
     pub tags: &'a BTreeSet<String>,
 }
 
+/// Who sends or receives: a node, or a cluster behind one.
+#[derive(Debug, Clone, Copy)]
+enum Party<'a> {
+    Node(Subject<'a>),
+    Cluster(&'a str),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Selector {
+    /// Any node; clusters are named.
     Anyone,
     Tag(String),
     Node(String),
     Service(String),
+    Cluster(String),
+}
+
+/// What may be named besides nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    Nodes,
+    Clusters,
+    ClustersAndServices,
 }
 
 /// Nodes that are found under one name.
@@ -74,10 +94,30 @@ pub(super) struct Rule {
     line: u32,
 }
 
+/// Somebody who is thought of.
+#[derive(Debug, Default)]
+struct Thought {
+    tags: BTreeSet<String>,
+    name: Option<String>,
+    cluster: Option<String>,
+}
+
+impl Thought {
+    fn party(&self) -> Party<'_> {
+        match &self.cluster {
+            Some(cluster) => Party::Cluster(cluster),
+            None => Party::Node(Subject {
+                name: self.name.as_deref(),
+                tags: &self.tags,
+            }),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Test {
-    from: (BTreeSet<String>, Option<String>),
-    to: (BTreeSet<String>, Option<String>),
+    from: Thought,
+    to: Thought,
     port: Ports,
     allow: bool,
     line: usize,
@@ -88,6 +128,7 @@ struct Test {
 pub struct Policy {
     domain: String,
     pub(super) services: BTreeMap<String, Service>,
+    clusters: Vec<Behind>,
     pub(super) rules: Vec<Rule>,
     tests: Vec<Test>,
     split: Vec<(String, Vec<IpAddr>)>,
@@ -104,6 +145,8 @@ struct File {
     relays: Vec<Spanned<String>>,
     #[serde(default)]
     services: BTreeMap<String, ServiceText>,
+    #[serde(default)]
+    clusters: BTreeMap<String, Spanned<ClusterText>>,
     #[serde(default)]
     allow: Vec<Spanned<RuleText>>,
     #[serde(default)]
@@ -148,12 +191,22 @@ struct DnsText {
 
 pub(super) struct Reader<'a> {
     text: &'a str,
-    mistakes: Vec<Mistake>,
+    pub(super) mistakes: Vec<Mistake>,
     services: BTreeSet<String>,
+    clusters: BTreeSet<String>,
 }
 
-impl Reader<'_> {
-    fn line(&self, at: usize) -> usize {
+impl<'a> Reader<'a> {
+    pub(super) const fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            mistakes: Vec::new(),
+            services: BTreeSet::new(),
+            clusters: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn line(&self, at: usize) -> usize {
         let before = self.text.as_bytes().get(..at).unwrap_or_default();
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
@@ -167,7 +220,8 @@ impl Reader<'_> {
         });
     }
 
-    pub(super) fn selectors(&mut self, texts: &[Spanned<String>], services: bool) -> Vec<Selector> {
+    pub(super) fn selectors(&mut self, texts: &[Spanned<String>], known: Known) -> Vec<Selector> {
+        let services = known == Known::ClustersAndServices;
         let mut selectors = Vec::new();
         for text in texts {
             let word = text.get_ref();
@@ -192,11 +246,25 @@ impl Reader<'_> {
                         );
                     }
                 }
-                _ => {
-                    let remedy = if services {
-                        "write tag:NAME, node:NAME, service:NAME or *"
+                Some(("cluster", name)) if known != Known::Nodes => {
+                    if self.clusters.contains(name) {
+                        selectors.push(Selector::Cluster(name.to_owned()));
                     } else {
-                        "write tag:NAME, node:NAME or *"
+                        let cause = format!("there is no cluster {name:?}");
+                        self.complain(
+                            text.span(),
+                            cause,
+                            "describe it: [clusters.NAME] with nodes and ranges",
+                        );
+                    }
+                }
+                _ => {
+                    let remedy = match known {
+                        Known::Nodes => "write tag:NAME, node:NAME or *",
+                        Known::Clusters => "write tag:NAME, node:NAME, cluster:NAME or *",
+                        Known::ClustersAndServices => {
+                            "write tag:NAME, node:NAME, service:NAME, cluster:NAME or *"
+                        }
                     };
                     self.complain(text.span(), format!("{word:?} names no nodes"), remedy);
                 }
@@ -220,23 +288,28 @@ impl Reader<'_> {
         all
     }
 
-    /// A node that is thought of: with these tags, and maybe a name.
-    fn imagined(&mut self, texts: &[Spanned<String>]) -> (BTreeSet<String>, Option<String>) {
-        let (mut tags, mut name) = (BTreeSet::new(), None);
+    /// A node that is thought of: with these tags, and maybe a name. Or a cluster.
+    fn imagined(&mut self, texts: &[Spanned<String>]) -> Thought {
+        let mut thought = Thought::default();
         for text in texts {
             match text.get_ref().split_once(':') {
                 Some(("tag", tag)) => {
-                    tags.insert(tag.to_owned());
+                    thought.tags.insert(tag.to_owned());
                 }
-                Some(("node", node)) => name = Some(node.to_owned()),
+                Some(("node", node)) => thought.name = Some(node.to_owned()),
+                Some(("cluster", cluster))
+                    if texts.len() == 1 && self.clusters.contains(cluster) =>
+                {
+                    thought.cluster = Some(cluster.to_owned());
+                }
                 _ => self.complain(
                     text.span(),
                     format!("{:?} describes no node", text.get_ref()),
-                    "name its tags, and its name if it matters: [\"tag:web\", \"node:web-1\"]",
+                    "name its tags, and its name if it matters: [\"tag:web\", \"node:web-1\"]; or one cluster",
                 ),
             }
         }
-        (tags, name)
+        thought
     }
 }
 
@@ -253,11 +326,7 @@ impl Policy {
     /// # Errors
     /// All mistakes that were found, each with its line.
     pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
-        let mut reader = Reader {
-            text,
-            mistakes: Vec::new(),
-            services: BTreeSet::new(),
-        };
+        let mut reader = Reader::new(text);
         if text.len() > LONGEST {
             reader.complain(
                 0..0,
@@ -294,6 +363,7 @@ impl Policy {
             return Err(reader.mistakes);
         }
         reader.services = file.services.keys().cloned().collect();
+        reader.clusters = file.clusters.keys().cloned().collect();
         let domain = file.domain.map_or_else(
             || DEFAULT_DOMAIN.to_owned(),
             |domain| {
@@ -308,7 +378,8 @@ impl Policy {
                 domain.into_inner()
             },
         );
-        let relays = reader.selectors(&file.relays, false);
+        let relays = reader.selectors(&file.relays, Known::Nodes);
+        let clusters = reader.clusters(file.clusters);
         let mut services = BTreeMap::new();
         for (name, service) in file.services {
             if label(&name) != name {
@@ -320,7 +391,7 @@ impl Policy {
                 );
             }
             let service = Service {
-                nodes: reader.selectors(&service.nodes, false),
+                nodes: reader.selectors(&service.nodes, Known::Nodes),
                 ports: reader.ports(&service.ports),
             };
             services.insert(name, service);
@@ -330,8 +401,8 @@ impl Policy {
             let span = rule.span();
             let rule = rule.into_inner();
             let found = Rule {
-                from: reader.selectors(&rule.from, false),
-                to: reader.selectors(&rule.to, true),
+                from: reader.selectors(&rule.from, Known::Clusters),
+                to: reader.selectors(&rule.to, Known::ClustersAndServices),
                 ports: reader.ports(&rule.ports),
                 line: u32::try_from(reader.line(span.start)).unwrap_or(u32::MAX),
             };
@@ -405,6 +476,7 @@ impl Policy {
         Ok(Self {
             domain,
             services,
+            clusters,
             rules,
             tests,
             split,
@@ -418,6 +490,7 @@ impl Policy {
         Self {
             domain: DEFAULT_DOMAIN.to_owned(),
             services: BTreeMap::new(),
+            clusters: Vec::new(),
             rules: Vec::new(),
             tests: Vec::new(),
             split: Vec::new(),
@@ -431,24 +504,13 @@ impl Policy {
     /// # Errors
     /// Those that do not hold.
     pub fn test(&self) -> Result<usize, Vec<Mistake>> {
-        let subject =
-            |(tags, name): &'_ (BTreeSet<String>, Option<String>)| (tags.clone(), name.clone());
         let mut failed = Vec::new();
         for test in &self.tests {
-            let (from, to) = (subject(&test.from), subject(&test.to));
-            let from = Subject {
-                name: from.1.as_deref(),
-                tags: &from.0,
-            };
-            let to = Subject {
-                name: to.1.as_deref(),
-                tags: &to.0,
-            };
             let Some((protocol, port)) = test.port.sample() else {
                 continue;
             };
             let allowed = self
-                .ports(from, to)
+                .between(test.from.party(), test.to.party())
                 .iter()
                 .any(|allowed| allowed.ports.contains(protocol, port));
             if allowed != test.allow {
@@ -512,9 +574,41 @@ impl Policy {
         relays.any(|selector| self.matches(selector, node))
     }
 
+    /// The clusters, in the order of the text.
+    pub fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+        self.clusters.iter().map(|behind| &behind.cluster)
+    }
+
+    /// The clusters that a node leads to.
+    pub fn behind(&self, node: Subject<'_>) -> impl Iterator<Item = &Cluster> {
+        let leads = move |behind: &&Behind| {
+            let mut nodes = behind.nodes.iter();
+            nodes.any(|selector| self.matches(selector, node))
+        };
+        self.clusters
+            .iter()
+            .filter(leads)
+            .map(|behind| &behind.cluster)
+    }
+
+    /// Whether anything may pass between a node and a cluster.
+    pub fn speaks(&self, node: Subject<'_>, cluster: &str) -> bool {
+        let (node, cluster) = (Party::Node(node), Party::Cluster(cluster));
+        !self.between(node, cluster).is_empty() || !self.between(cluster, node).is_empty()
+    }
+
+    fn means(&self, selector: &Selector, party: Party<'_>) -> bool {
+        match (selector, party) {
+            (Selector::Cluster(name), Party::Cluster(cluster)) => name == cluster,
+            (_, Party::Cluster(_)) => false,
+            (selector, Party::Node(node)) => self.matches(selector, node),
+        }
+    }
+
     fn matches(&self, selector: &Selector, node: Subject<'_>) -> bool {
         match selector {
             Selector::Anyone => true,
+            Selector::Cluster(_) => false,
             Selector::Tag(tag) => node.tags.contains(tag),
             Selector::Node(name) => node.name == Some(name),
             // A service has no services for nodes, so this ends.
@@ -527,16 +621,16 @@ impl Policy {
 
     /// The ports of `to` that `from` may use, each with the first rule that says so.
     pub fn ports(&self, from: Subject<'_>, to: Subject<'_>) -> Vec<Allowance> {
+        self.between(Party::Node(from), Party::Node(to))
+    }
+
+    fn between(&self, from: Party<'_>, to: Party<'_>) -> Vec<Allowance> {
         let mut all: Vec<Allowance> = Vec::new();
         for rule in &self.rules {
-            if !rule
-                .from
-                .iter()
-                .any(|selector| self.matches(selector, from))
-            {
+            if !rule.from.iter().any(|selector| self.means(selector, from)) {
                 continue;
             }
-            for selector in rule.to.iter().filter(|selector| self.matches(selector, to)) {
+            for selector in rule.to.iter().filter(|selector| self.means(selector, to)) {
                 let ports = match selector {
                     Selector::Service(name) if rule.ports.is_empty() => self
                         .services
@@ -564,15 +658,56 @@ impl Policy {
         own: (Ipv4Addr, Ipv6Addr),
         peers: impl IntoIterator<Item = (PublicKey, Subject<'a>, Ipv4Addr, Ipv6Addr)>,
     ) -> Filter {
-        let peers = peers.into_iter().map(|(key, peer, v4, v6)| {
-            let rules = FilterPeer {
-                v4,
-                v6,
-                inbound: self.ports(peer, me).into(),
-                outbound: self.ports(me, peer).into(),
-            };
-            (key, rules)
-        });
-        Filter::new(own, peers)
+        let mine: Vec<_> = self.behind(me).collect();
+        let mut beyond = Vec::new();
+        let peers: Vec<_> = peers
+            .into_iter()
+            .map(|(key, peer, v4, v6)| {
+                beyond.push((key, self.beyond(me, &mine, peer)));
+                let rules = FilterPeer {
+                    v4,
+                    v6,
+                    inbound: self.ports(peer, me).into(),
+                    outbound: self.ports(me, peer).into(),
+                };
+                (key, rules)
+            })
+            .collect();
+        Filter::new(own, peers).with_clusters(beyond)
     }
+
+    /// What may pass between this node and a peer from or to clusters that they lead to.
+    fn beyond(&self, me: Subject<'_>, mine: &[&Cluster], peer: Subject<'_>) -> Vec<Beyond> {
+        let theirs: Vec<_> = self.behind(peer).collect();
+        let mut all = Vec::new();
+        for here in std::iter::once(None).chain(mine.iter().map(Some)) {
+            for there in std::iter::once(None).chain(theirs.iter().map(Some)) {
+                let same = here.is_some() && here == there;
+                if same || (here.is_none() && there.is_none()) {
+                    continue;
+                }
+                let (near, far) = (end(here, me), end(there, peer));
+                let beyond = Beyond {
+                    mine: here.map(|cluster| outside(cluster)),
+                    theirs: there.map(|cluster| outside(cluster)),
+                    inbound: self.between(far, near).into(),
+                    outbound: self.between(near, far).into(),
+                };
+                if !beyond.inbound.is_empty() || !beyond.outbound.is_empty() {
+                    all.push(beyond);
+                }
+            }
+        }
+        all
+    }
+}
+
+/// A cluster, or the node that leads to it.
+fn end<'a>(cluster: Option<&&'a Cluster>, node: Subject<'a>) -> Party<'a> {
+    cluster.map_or(Party::Node(node), |cluster| Party::Cluster(&cluster.name))
+}
+
+fn outside(cluster: &Cluster) -> Box<[Prefix]> {
+    let ranges = cluster.ranges.iter();
+    ranges.map(|range| range.outside).collect()
 }

@@ -261,6 +261,7 @@ mod tests {
                     epoch: 1,
                     name: format!("n{seed}"),
                     wireguard: crate::PrivateKey::from_bytes([seed; 32]).public(),
+                    renewal: None,
                     endpoints: vec![([192, 0, 2, seed], 51820).into()],
                     flows: vec![([192, 0, 2, seed], 51821).into()],
                     underlay: None,
@@ -331,6 +332,7 @@ mod tests {
                 underlay: None,
                 relay: None,
                 plain: false,
+                renewal: None,
                 mode: Mode::Tun,
                 unready: Default::default(),
             };

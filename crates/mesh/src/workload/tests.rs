@@ -65,6 +65,7 @@ impl Mesh {
             underlay: None,
             relay: None,
             plain: false,
+            renewal: None,
             mode: Mode::Tun,
             unready: std::collections::BTreeSet::new(),
         };

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod clusters;
 mod gate;
 mod hostile;
 mod hostile_relay;
@@ -11,5 +12,6 @@ mod lab;
 mod life;
 mod moving;
 mod providers;
+mod rotation;
 mod services;
 mod traffic;
