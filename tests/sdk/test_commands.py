@@ -70,8 +70,8 @@ def test_background_list_connect_kill(sandbox):
 def test_timeout_kills(sandbox):
     with pytest.raises(TimeoutException):
         sandbox.commands.run("sleep 61.5", timeout=1)
-    result = sandbox.commands.run("pgrep -f 'sleep 61.5' | grep -v $$ || true")
-    assert result.stdout.strip() == ""
+    look = "pgrep -f 'sleep 61.5' | grep -v $$ || true"
+    wait_until(lambda: sandbox.commands.run(look).stdout.strip() == "", 10, "it is gone")
 
 
 def test_a_flood_arrives_whole(sandbox):

@@ -206,16 +206,17 @@ fn one_that_went_on_is_brought_back() {
     let noted = members.clone();
     house.until_killed(async move {
         let agent = Agent::start(second).await.unwrap();
-        wait_for("the sandbox is back in the mesh", || {
-            noted
-                .events
-                .lock()
-                .unwrap()
-                .contains(&"attach 1".to_owned())
-        })
-        .await;
+        let attached = || {
+            let events = noted.events.lock().unwrap();
+            events.contains(&"attach 1".to_owned())
+        };
+        wait_for("the sandbox is back in the mesh", attached).await;
         for number in [1, 2] {
-            assert_eq!(status(&agent, number).await.mesh, Some(place()));
+            let began = std::time::Instant::now();
+            while status(&agent, number).await.mesh != Some(place()) {
+                assert!(began.elapsed() < std::time::Duration::from_secs(60));
+                tokio::task::yield_now().await;
+            }
         }
         agent.stop().await;
     });
