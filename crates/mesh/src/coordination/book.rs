@@ -2,24 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, IdentityKey, Purpose, Signed};
 use super::message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
-use super::record::{
-    Entry, Mode, NodeRecord, Voucher, is_service_v4, label, overlay_v4, overlay_v6,
-};
-use super::service::{ServiceAddresses, ServiceNumbers};
+use super::record::{Entry, Mode, NodeRecord, Voucher, label, overlay_v4, overlay_v6};
+use super::service::ServiceNumbers;
 use super::token::{NewToken, SandboxSeat, Token, TokenStatus, show_id, signer};
 use crate::key::PublicKey;
-use crate::policy::{self, Mistake, Policy, for_nodes};
-use crate::workload::{Certifiable, CertifyRequest, Holder};
+use crate::policy::{Mistake, Policy, for_nodes};
 
 /// How far a node's clock may be from the coordinator's.
-const SKEW_MS: u64 = 15 * 60 * 1000;
+pub(super) const SKEW_MS: u64 = 15 * 60 * 1000;
 /// How long a token is good for unless it says so itself.
 const VALID_SECONDS: u64 = 24 * 3600;
 /// The most nodes.
@@ -192,9 +189,9 @@ pub struct Book {
     revoked: BTreeSet<IdentityKey>,
     pub(super) tokens: BTreeMap<String, TokenStatus>,
     policy: Option<String>,
-    services: ServiceNumbers,
+    pub(super) services: ServiceNumbers,
     /// Whether policy or numbers were written since it was last looked whether they fit.
-    unsettled: AtomicBool,
+    pub(super) unsettled: AtomicBool,
     log: BTreeMap<u64, Vec<Subject>>,
     seen: BTreeMap<IdentityKey, Seen>,
     frames: BTreeMap<u64, Arc<str>>,
@@ -572,7 +569,7 @@ impl Book {
         Ok(())
     }
 
-    fn member(&self, identity: &IdentityKey) -> Result<&Node, Refusal> {
+    pub(super) fn member(&self, identity: &IdentityKey) -> Result<&Node, Refusal> {
         if self.revoked.contains(identity) {
             return Err(Refusal::Revoked);
         }
@@ -638,87 +635,9 @@ impl Book {
         })
     }
 
-    /// What to write so that each service of the policy has an address; nothing if they have.
-    fn number_services(&self, policy: &Policy) -> Option<Write> {
-        let nodes = self.nodes.values().map(|node| node.voucher.v4);
-        // There may be such nodes where more than four million joined before services had addresses.
-        let taken = nodes.filter(|v4| is_service_v4(*v4)).collect();
-        let services = policy.services().keys();
-        let numbers = self.services.for_services(services, &taken);
-        (numbers != self.services).then(|| put("services".to_owned(), &numbers))
-    }
-
-    /// Gives addresses to the services of a policy that an older version took, which knew of none; `None` if there is nothing to do.
-    pub fn settle(&self) -> Option<Plan<()>> {
-        if !self.unsettled.load(Ordering::Relaxed) {
-            return None;
-        }
-        let policy = Policy::parse(self.policy.as_deref()?).ok()?;
-        let Some(write) = self.number_services(&policy) else {
-            self.unsettled.store(false, Ordering::Relaxed);
-            return None;
-        };
-        Some(Plan {
-            answer: (),
-            writes: self.change(Subject::Policy, self.head.number, vec![write]),
-        })
-    }
-
-    /// The addresses of services.
-    pub fn services(&self) -> ServiceAddresses {
-        self.services.addresses()
-    }
-
     /// The policy's text.
     pub fn policy(&self) -> Option<&str> {
         self.policy.as_deref()
-    }
-
-    /// What may be certified of what a node asks for.
-    ///
-    /// # Errors
-    /// It is no node, its clock differs too much, or policy does not have it give the service.
-    pub fn holder(
-        &self,
-        request: &Signed<CertifyRequest>,
-        now_ms: u64,
-    ) -> Result<Certifiable, Refusal> {
-        let asked = request.verify_own(|asked| asked.identity);
-        let asked = asked.map_err(|_| Refusal::Forged)?;
-        let voucher = &self.member(&asked.identity)?.voucher;
-        if asked.at_ms.abs_diff(now_ms) > SKEW_MS {
-            return Err(Refusal::Clock(asked.at_ms.abs_diff(now_ms) / 1000));
-        }
-        let point = asked.point().ok_or(Refusal::Forged)?;
-        let policy = match &self.policy {
-            // It was parsed when it was taken.
-            Some(text) => Policy::parse(text).map_err(Refusal::Policy)?,
-            None => Policy::none(),
-        };
-        if let Some(name) = &asked.service {
-            let subject = policy::Subject {
-                name: Some(&voucher.name),
-                tags: &voucher.tags,
-            };
-            let service = policy.services().get(name);
-            if !service.is_some_and(|service| policy.serves(service, subject)) {
-                return Err(Refusal::Invalid(format!(
-                    "the policy does not name this node for the service {name:?}"
-                )));
-            }
-        }
-        let holder = Holder {
-            domain: policy.domain().to_owned(),
-            node: voucher.name.clone(),
-            service: asked.service,
-            addresses: vec![voucher.v4.into(), voucher.v6.into()],
-        };
-        Ok(Certifiable {
-            identity: asked.identity,
-            key: asked.key,
-            holder,
-            point,
-        })
     }
 
     /// Signs an answer to a node.
@@ -826,12 +745,6 @@ impl Book {
         Some(frame)
     }
 
-    /// What is told of services with a policy. Without any there is nothing to tell, so the signed bytes are as they ever were.
-    fn told_services(&self, with_policy: bool) -> Option<ServiceAddresses> {
-        let services = Some(self.services.addresses()).filter(|_| with_policy);
-        services.filter(|services| !services.is_empty())
-    }
-
     /// What a subject is now.
     fn present(&self, subject: &Subject) -> Option<Change> {
         match subject {
@@ -873,7 +786,7 @@ fn own(record: &Signed<NodeRecord>) -> Result<NodeRecord, Refusal> {
     said.ok().filter(NodeRecord::bounded).ok_or(Refusal::Forged)
 }
 
-fn put<T: Serialize + ?Sized>(key: String, value: &T) -> Write {
+pub(super) fn put<T: Serialize + ?Sized>(key: String, value: &T) -> Write {
     Write::Put(key, serde_json::to_vec(value).unwrap_or_default())
 }
 

@@ -19,6 +19,7 @@
 //! outside of records, a key of the coordinator that can be changed.
 
 mod book;
+mod certify;
 mod identity;
 mod message;
 mod record;

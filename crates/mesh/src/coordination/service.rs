@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::service_v4;
+use super::book::{Book, Plan, Subject, Write, put};
+use super::record::{is_service_v4, service_v4};
+use crate::policy::Policy;
 
 /// Which service has which address.
 pub type ServiceAddresses = BTreeMap<String, Ipv4Addr>;
@@ -62,6 +65,45 @@ impl ServiceNumbers {
         numbers
             .filter_map(|(service, number)| Some((service.clone(), service_v4(*number)?)))
             .collect()
+    }
+}
+
+impl Book {
+    /// What to write so that each service of the policy has an address; nothing if they have.
+    pub(super) fn number_services(&self, policy: &Policy) -> Option<Write> {
+        let nodes = self.nodes.values().map(|node| node.voucher.v4);
+        // There may be such nodes where more than four million joined before services had addresses.
+        let taken = nodes.filter(|v4| is_service_v4(*v4)).collect();
+        let services = policy.services().keys();
+        let numbers = self.services.for_services(services, &taken);
+        (numbers != self.services).then(|| put("services".to_owned(), &numbers))
+    }
+
+    /// Gives addresses to the services of a policy that an older version took, which knew of none; `None` if there is nothing to do.
+    pub fn settle(&self) -> Option<Plan<()>> {
+        if !self.unsettled.load(Ordering::Relaxed) {
+            return None;
+        }
+        let policy = Policy::parse(self.policy()?).ok()?;
+        let Some(write) = self.number_services(&policy) else {
+            self.unsettled.store(false, Ordering::Relaxed);
+            return None;
+        };
+        Some(Plan {
+            answer: (),
+            writes: self.change(Subject::Policy, self.head.number, vec![write]),
+        })
+    }
+
+    /// The addresses of services.
+    pub fn services(&self) -> ServiceAddresses {
+        self.services.addresses()
+    }
+
+    /// What is told of services with a policy. Without any there is nothing to tell, so the signed bytes are as they ever were.
+    pub(super) fn told_services(&self, with_policy: bool) -> Option<ServiceAddresses> {
+        let services = Some(self.services.addresses()).filter(|_| with_policy);
+        services.filter(|services| !services.is_empty())
     }
 }
 

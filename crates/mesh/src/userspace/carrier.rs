@@ -24,6 +24,7 @@ use super::header::{Carries, ECHO, GRANTED, Refusal, Request};
 use super::identity::{Credential, Current, NAME, peer_of};
 use super::lane::{self, Lane};
 use super::links::{LinkStatus, Links};
+use super::service::Protocol;
 use super::underlay::{Underlay, address_of};
 use super::{Limits, Reach};
 use crate::coordination::IdentityKey;
@@ -509,7 +510,7 @@ impl Core {
     ) -> Result<(Far, Option<Rule>), Refusal> {
         let directory = self.directory();
         let service = directory.service(host);
-        if let Some(service) = service.filter(|service| service.has_port(port)) {
+        if let Some(service) = service.filter(|service| service.has_port(Protocol::Tcp, port)) {
             let reached = consumer::reach(self, service, port).await;
             if reached.is_err() {
                 self.counts.refused.fetch_add(1, Ordering::Relaxed);

@@ -383,7 +383,7 @@ mod tests {
             let directory = Directory::of(&view, &policy, me, key(me.v4.octets()[3]), mode);
             let named = directory.doors_of_services(&filter).into_iter();
             let named: Vec<_> = named.map(|(name, at)| format!("{name} {at}")).collect();
-            let all = directory.service_doors(&filter, |protocol| directory.carries(protocol));
+            let all = directory.service_doors(&filter, |_| true);
             let all: Vec<_> = all
                 .iter()
                 .map(|(service, _, protocol, port)| format!("{} {protocol}/{port}", service.name))
@@ -394,10 +394,10 @@ mod tests {
         let (named, all) = doors(0, Mode::Tun);
         assert_eq!(named, "db 100.127.0.1, udp 100.127.0.5");
         assert_eq!(all, "db tcp/5432, db tcp/5433, mixed tcp/80, udp udp/53");
-        // Without a device UDP gets nowhere.
+        // Without a device at other addresses.
         let (named, all) = doors(0, Mode::Userspace);
-        assert_eq!(named, "db 127.127.0.1");
-        assert_eq!(all, "db tcp/5432, db tcp/5433, mixed tcp/80");
+        assert_eq!(named, "db 127.127.0.1, udp 127.127.0.5");
+        assert_eq!(all, "db tcp/5432, db tcp/5433, mixed tcp/80, udp udp/53");
         // Whom a rule lets use a part has a door to that part, to its own too.
         let (named, all) = doors(1, Mode::Tun);
         assert_eq!((&*named, &*all), ("", "db tcp/5432"));

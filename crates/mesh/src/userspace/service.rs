@@ -76,8 +76,8 @@ pub struct ServiceEntry {
 
 impl ServiceEntry {
     /// Whether this is one of its single ports of TCP.
-    pub(super) fn has_port(&self, port: u16) -> bool {
-        self.ports.contains(&(Protocol::Tcp, port))
+    pub(super) fn has_port(&self, protocol: Protocol, port: u16) -> bool {
+        self.ports.contains(&(protocol, port))
     }
 }
 
@@ -168,9 +168,9 @@ impl Directory {
         service.endpoints.iter().filter(move |endpoint| {
             let member = &endpoint.member;
             let is_own = member.identity == self.own.identity;
-            // What carries UDP to nodes without a device has to be let through here, and in `carries`.
-            let tunnel = self.own.mode.is_tun() && member.mode.is_tun();
-            if protocol == Protocol::Udp && !is_own && !tunnel {
+            // With a device, datagrams to services go through tunnels alone.
+            let carried = !self.own.mode.is_tun() || member.mode.is_tun();
+            if protocol == Protocol::Udp && !is_own && !carried {
                 return false;
             }
             if is_own {
@@ -214,7 +214,7 @@ impl Directory {
 
     /// The services whose names lead to their own address at this node, which programs find them at: those of which all that there is has a door.
     pub fn doors_of_services(&self, filter: &Filter) -> BTreeMap<String, Ipv4Addr> {
-        let doors = self.service_doors(filter, |protocol| self.carries(protocol));
+        let doors = self.service_doors(filter, |_| true);
         let mut counts: BTreeMap<String, (Ipv4Addr, usize)> = BTreeMap::new();
         for (service, address, _, _) in doors {
             let (_, count) = counts.entry(service.name.clone()).or_insert((address, 0));
@@ -229,10 +229,5 @@ impl Directory {
             (!service.ranges && count == service.ports.len()).then_some((name, address))
         });
         whole.collect()
-    }
-
-    /// Whether doors to services carry this protocol here.
-    pub(super) fn carries(&self, protocol: Protocol) -> bool {
-        protocol == Protocol::Tcp || self.own.mode.is_tun()
     }
 }

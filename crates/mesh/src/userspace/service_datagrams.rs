@@ -4,7 +4,7 @@
 //! that nobody listens (ICMP), which is evidence, or nothing was sent for long. That nothing comes back says nothing: there are services that never answer, so a node that
 //! is dead is noticed only by services that have a port of TCP too. Datagrams that do not fit into one packet are lost on the way here, as they are pieces.
 //!
-//! Absent: UDP to nodes without a device ([`super::service`] says where it would be let in).
+//! Absent: UDP to nodes without a device. Where this machine has none, doors of `datagrams` lead to services.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;

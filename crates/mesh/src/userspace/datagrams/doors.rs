@@ -9,10 +9,12 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use super::{Clients, Near, wire};
-use crate::coordination::IdentityKey;
+use crate::coordination::{IdentityKey, Mode};
 use crate::namespace::udp_in;
 use crate::userspace::carrier::{Core, UDP};
+use crate::userspace::directory::loopback;
 use crate::userspace::doors::{AGAIN, MOST, Place, wanted};
+use crate::userspace::service::Protocol;
 
 /// Programs at one door.
 const CLIENTS: usize = 256;
@@ -23,13 +25,12 @@ pub(in crate::userspace) enum Callee {
     /// To a port of a node.
     Node(IdentityKey, u16),
     /// To a port of whoever is called so: a node, or one of a service's.
-    #[allow(dead_code, reason = "doors of services use it")]
     Name(String, u16),
 }
 
 #[derive(Debug)]
 struct Door {
-    peer: IdentityKey,
+    callee: Callee,
     close: CancellationToken,
 }
 
@@ -44,6 +45,24 @@ struct State {
 pub(in crate::userspace) struct Doors {
     state: Mutex<State>,
     more: Vec<u16>,
+}
+
+/// The doors that there should be, to nodes and, without a device, to services.
+fn all_wanted(core: &Core, more: &[u16]) -> BTreeMap<Place, Callee> {
+    let (directory, filter) = (core.directory(), core.filter());
+    let services = match directory.own().mode {
+        Mode::Tun => Vec::new(),
+        Mode::Userspace => directory.service_doors(&filter, |protocol| protocol == Protocol::Udp),
+    };
+    let services = services
+        .into_iter()
+        .filter_map(|(service, address, _, port)| {
+            let callee = Callee::Name(service.name.clone(), port);
+            Some(((loopback(address)?, port), callee))
+        });
+    let nodes = wanted(&directory, &filter, more, UDP).into_iter();
+    let nodes = nodes.map(|(place, peer)| (place, Callee::Node(peer, place.1)));
+    services.chain(nodes).collect()
 }
 
 impl Doors {
@@ -79,17 +98,17 @@ impl Doors {
 
     /// Makes the doors what they should be; whether some could not be opened.
     fn arrange(&self, core: &Arc<Core>) -> bool {
-        let wanted = wanted(&core.directory(), &core.filter(), &self.more, UDP);
+        let wanted = all_wanted(core, &self.more);
         let mut state = self.state();
         state.open.retain(|place, door| {
-            let stay = wanted.get(place) == Some(&door.peer);
+            let stay = wanted.get(place) == Some(&door.callee);
             if !stay {
                 door.close.cancel();
             }
             stay
         });
         let before = std::mem::take(&mut state.stuck);
-        for (place, peer) in wanted {
+        for (place, callee) in wanted {
             if state.open.contains_key(&place) {
                 continue;
             }
@@ -101,10 +120,9 @@ impl Doors {
             match socket {
                 Ok(socket) => {
                     let close = CancellationToken::new();
-                    let callee = Callee::Node(peer, place.1);
-                    let attended = attend(Arc::clone(core), socket, callee, close.clone());
+                    let attended = attend(Arc::clone(core), socket, callee.clone(), close.clone());
                     core.spawn(attended);
-                    state.open.insert(place, Door { peer, close });
+                    state.open.insert(place, Door { callee, close });
                 }
                 Err(why) => {
                     if !before.contains_key(&place) {

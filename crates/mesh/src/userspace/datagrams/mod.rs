@@ -37,10 +37,12 @@ use quinn::Connection;
 
 use super::book::Motion;
 use super::carrier::{Core, Rule};
+use super::consumer::failure;
 use super::directory::{Member, loopback};
 use super::flow::Remote;
 use super::header::{Carries, Refusal, Request};
 use super::lane::Lane;
+use super::service::Protocol;
 use crate::namespace::udp_in;
 use crate::policy::Direction;
 
@@ -107,12 +109,26 @@ impl Core {
         host: &str,
         port: u16,
     ) -> Result<(Far, Option<Rule>), Refusal> {
-        let (found, v6) = self.candidates(host);
+        let directory = self.directory();
+        let service = directory.service(host);
+        let service = service.filter(|service| service.has_port(Protocol::Udp, port));
+        let consumer = &self.consumer;
+        let (found, v6) = match service {
+            Some(service) => (consumer.for_datagrams(self, service, port), false),
+            None => self.candidates(host),
+        };
         let mut last = Refusal::Unknown;
         for member in found {
             match self.open_datagrams(&member, v6, port).await {
                 Ok(flow) => return Ok(flow),
-                Err(refusal) => last = refusal,
+                Err(refusal) => {
+                    // That there is no room here says nothing of the endpoint.
+                    if service.is_some() && refusal != Refusal::Busy {
+                        let place = (member.identity, Protocol::Udp, port);
+                        consumer.failed(place, failure(refusal));
+                    }
+                    last = refusal;
+                }
             }
         }
         self.counts.refused.fetch_add(1, Ordering::Relaxed);

@@ -298,3 +298,66 @@ async fn a_service_has_a_door_at_the_loopback_address_that_stands_for_it() {
     .await;
     lab.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn datagrams_reach_a_service_without_a_device_and_another_node_when_one_is_gone() {
+    let rules: Allowed<'_> = &[(0, 1, "udp/7000"), (0, 2, "udp/7000")];
+    let mut lab = Lab::with(3, rules, &[], |options| options.doors = true).await;
+    for at in 0..3 {
+        let mut directory = with_service(&lab.members, at, &[1, 2], address());
+        let service = directory.service("db").unwrap();
+        let service = ServiceEntry {
+            ports: vec![(Protocol::Udp, PORT)],
+            ..ServiceEntry::clone(service)
+        };
+        directory.set_services([service]);
+        lab.node(at).set_directory(directory).unwrap();
+    }
+    let mut servers = Vec::new();
+    for at in 1..3 {
+        // Elsewhere than doors to the nodes are on this one machine.
+        let socket = tokio::net::UdpSocket::bind(("127.0.0.1", 0)).await.unwrap();
+        let service = Service {
+            port: PORT,
+            target: Some(socket.local_addr().unwrap()),
+        };
+        lab.node(at).set_services(&[service]).unwrap();
+        servers.push(Server(tokio::spawn(async move {
+            let mut buffer = [0; 8];
+            loop {
+                let (_, from) = socket.recv_from(&mut buffer).await.unwrap();
+                let _ = socket.send_to(&[b'0' + at as u8], from).await;
+            }
+        })));
+    }
+    // Each program has a flow of its own, which goes to one node or the other.
+    let door = (loopback(address()).unwrap(), PORT);
+    let asks = async || {
+        in_time("somebody answers", async {
+            loop {
+                let program = tokio::net::UdpSocket::bind(("127.0.0.1", 0)).await.unwrap();
+                program.connect(door).await.unwrap();
+                let _ = program.send(b"?").await;
+                let mut answer = [0];
+                let heard = program.recv(&mut answer);
+                let heard = tokio::time::timeout(Duration::from_millis(500), heard).await;
+                if matches!(heard, Ok(Ok(1))) {
+                    return usize::from(answer[0] - b'0');
+                }
+            }
+        })
+        .await
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 2 {
+        seen.insert(asks().await);
+    }
+    assert_eq!(seen, [1, 2].into());
+    let dead = lab.nodes[1].take().unwrap();
+    dead.core.stop.cancel();
+    drop(dead);
+    for _ in 0..4 {
+        assert_eq!(asks().await, 2);
+    }
+    lab.stop().await;
+}
