@@ -27,7 +27,11 @@ class Node:
     """Something that listens while the machine is on."""
 
     def __init__(self):
-        self.address = f"127.0.0.1:{free_port()}"
+        # Bound and not listening: it answers nobody, and nobody else gets the port meanwhile.
+        self.place = socket.socket()
+        self.place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.place.bind(("127.0.0.1", 0))
+        self.address = "%s:%d" % self.place.getsockname()
         self.listener = None
         # How often it went up and down.
         self.ups = self.downs = 0
@@ -36,8 +40,7 @@ class Node:
     def up(self):
         with self.lock:
             if self.listener is None:
-                host, port = self.address.split(":")
-                self.listener = socket.create_server((host, int(port)))
+                self.listener = socket.create_server(self.place.getsockname(), reuse_port=True)
                 self.ups += 1
 
     def down(self):
