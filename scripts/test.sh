@@ -56,7 +56,7 @@ if [ -x tests/run.sh ]; then
   step "the program for users" scripts/build.sh
   step "whole-system tests" tests/run.sh
   count '.*[= ]([0-9]+) passed.*'
-  step "whole-system tests of microVMs" env ATOLL_TEST_DRIVER=qemu tests/run.sh states
+  step "whole-system tests of microVMs" env ATOLL_TEST_DRIVER=qemu tests/run.sh states mesh/test_sandboxes.py
   count '.*[= ]([0-9]+) passed.*'
 fi
 printf '\nmake test: %d steps, %d tests passed, in %d s\n' "$steps" "$tests" $((SECONDS - began))

@@ -96,9 +96,9 @@ class World:
 
     url = COORDINATOR
 
-    def __init__(self, folder, nodes=3, data=None):
+    def __init__(self, folder, nodes=3, data=None, driver="container"):
         self.data = data or os.path.join(folder, "data")
-        self.folder = folder
+        self.folder, self.driver = folder, driver
         self.spaces, self.processes = [], []
         self.wire(nodes)
         self.coordinator = self.start_coordinator()
@@ -136,7 +136,7 @@ class World:
     def start_coordinator(self):
         process, line = self.start(
             *(0, "coordinator", BINARY, "up", "--data-dir", self.data, "--listen", self.url.removeprefix("http://")),
-            *("--driver", "container", "--no-base", "--pool-min", "1", "--pool-max", "1"),
+            *("--driver", self.driver, "--no-base", "--pool-min", "1", "--pool-max", "1"),
             env={"ATOLL_API_KEY": ADMIN_KEY},
         )
         assert line.startswith(f"ready {self.url}"), line

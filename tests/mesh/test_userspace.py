@@ -373,13 +373,17 @@ def test_udp_reaches_services_with_and_without_a_device(machines):
         done = world.spaces[number].run("python3", "-c", UDP_CALLER, address, str(port), str(length), check=False)
         return done.stdout.strip()
 
-    rule = '[[allow]]\nfrom = ["tag:web", "tag:shop"]\nto = ["tag:shop"]\nports = ["udp/5300"]\n'
-    world.set_policy(rule)
+    rule = '[[allow]]\nfrom = ["tag:web", "tag:shop"]\nto = ["tag:shop", "service:alone"]\nports = ["udp/5300"]\n'
+    world.set_policy(rule + '[services.alone]\nnodes = ["node:node-2"]\nports = ["udp/5300"]\n')
     # To a machine without a device from one without and from one with, and the other way round; short and long.
     for number, host, greeted in (1, without, 2), (1, "127.64.0.3", 3), (3, without, 2), (2, "127.64.0.3", 3):
         for length in 10, 30000:
             answer = f"node-{greeted} greets 127.64.0.{number} {length}"
             wait_until(lambda: ask(number, host, length=length) == answer, PATIENCE, f"{number} is answered: {answer}")
+    # By a service's own address, also from a device to a machine without one.
+    for number, address in (1, "127.127.0.1"), (3, "100.127.0.1"):
+        answer = f"node-2 greets 127.64.0.{number} 10"
+        wait_until(lambda: ask(number, address) == answer, PATIENCE, f"{number} is answered: {answer}")
     wanted = {"protocol": "udp", "began": "here", "peer": "node-2", "destination_port": 5300, "rule_line": 1}
     assert any(flow["sent"] == 30000 and flow["received"] > 20 for flow in world.flows(1, **wanted))
     assert "127.64.0.2:5300" in world.status(1)["udp_doors"]

@@ -1,7 +1,7 @@
 //! What the agent needs of the mesh, as a trait: it says which sandbox is in which network slot, and whoever keeps the nodes does the rest.
 //!
 //! The node of a sandbox is no part of it. It runs on the host, outside of what the sandbox can touch, and puts a device into the slot's namespace; so there is no
-//! key inside, and what the sandbox may say to whom is decided where it has no say.
+//! key inside, and what the sandbox may say to whom is decided where it has no say. A microVM sits behind that namespace, which translates ([`Slots::join`]).
 //!
 //! | the sandbox | the node |
 //! | --- | --- |
@@ -26,6 +26,8 @@ pub struct Attached {
     pub name_server: IpAddr,
     /// The domain that short names are looked up in.
     pub domain: String,
+    /// What the names of the mesh's devices in the slot begin with.
+    pub devices: &'static str,
 }
 
 /// Who keeps sandboxes in the mesh.

@@ -2,7 +2,10 @@
 
 use api::Problem;
 use driver::NetworkSlot;
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 /// A source of network slots.
 #[async_trait::async_trait]
@@ -13,6 +16,16 @@ pub trait Slots: Send + Sync + 'static {
 
     /// Opens or closes the internet for a slot.
     async fn set_internet(&self, number: u32, open: bool) -> Result<(), Problem>;
+
+    /// Joins the machine in a slot to the mesh: what the mesh's devices in its namespace, whose names
+    /// begin with `devices`, bring for `address` goes to the machine, and what it sends into them
+    /// comes from there. Only for a slot that a microVM sits in.
+    async fn join(
+        &self,
+        slot: &NetworkSlot,
+        devices: &str,
+        address: Ipv4Addr,
+    ) -> Result<(), Problem>;
 
     /// Takes over the slot of a sandbox that ran before this program started; `pid` is a process
     /// inside it.

@@ -105,6 +105,9 @@ pub struct MachineClaim {
     pub host_name: String,
     /// Name servers, written to `/etc/resolv.conf` inside.
     pub name_servers: Vec<std::net::IpAddr>,
+    /// The domain that short names are looked up in, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<String>,
     /// The time now, in nanoseconds since 1970: a machine's clock stands still while it is saved.
     pub unix_time_ns: u64,
     /// 64 random bytes in base64, mixed into the kernel's pool before it is asked for any.

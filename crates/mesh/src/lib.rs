@@ -93,6 +93,6 @@ pub use namespace::Namespace;
 pub use prefix::Prefix;
 pub use relay::{Relay, RelayAddress, RelayOptions, RelayStatus};
 pub use surroundings::{MappedPort, MappingProtocol};
-pub use tun::{Offload, Tun, TunOptions};
+pub use tun::{DEVICES, Offload, Tun, TunOptions};
 pub use ways::PeerWay;
 pub use wire::{Wire, WireOptions};

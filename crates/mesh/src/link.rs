@@ -16,6 +16,7 @@ const EXCLUSIVE: u16 = 0x200;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const IFLA_MTU: u16 = 4;
@@ -61,16 +62,21 @@ impl Links {
 
     /// Gives the interface an address; what else is in the range is reached through it.
     pub(crate) fn add_address(&self, index: u32, address: IpAddr, length: u8) -> Result<(), Error> {
-        let mut body = vec![family(address), length, IFA_F_NODAD, 0];
-        body.extend_from_slice(&index.to_ne_bytes());
-        attribute(&mut body, IFA_LOCAL, &octets(address));
-        attribute(&mut body, IFA_ADDRESS, &octets(address));
-        self.request(
-            "add an address to the interface",
-            RTM_NEWADDR,
-            CREATE | REPLACE,
-            &body,
-        )
+        let step = "add an address to the interface";
+        let body = address_of(index, address, length);
+        self.request(step, RTM_NEWADDR, CREATE | REPLACE, &body)
+    }
+
+    /// Takes an address from the interface.
+    pub(crate) fn remove_address(
+        &self,
+        index: u32,
+        address: IpAddr,
+        length: u8,
+    ) -> Result<(), Error> {
+        let step = "take an address from the interface";
+        let body = address_of(index, address, length);
+        self.request(step, RTM_DELADDR, 0, &body)
     }
 
     /// Sends a range of addresses through the interface.
@@ -169,6 +175,15 @@ impl Links {
             _ => Err(Error::io(step, io::Error::from(io::ErrorKind::InvalidData))),
         }
     }
+}
+
+/// `struct ifaddrmsg` and what belongs to it.
+fn address_of(index: u32, address: IpAddr, length: u8) -> Vec<u8> {
+    let mut body = vec![family(address), length, IFA_F_NODAD, 0];
+    body.extend_from_slice(&index.to_ne_bytes());
+    attribute(&mut body, IFA_LOCAL, &octets(address));
+    attribute(&mut body, IFA_ADDRESS, &octets(address));
+    body
 }
 
 fn family(address: IpAddr) -> u8 {

@@ -30,6 +30,9 @@ const TUN_F_TSO_ECN: libc::c_ulong = 8;
 const TUN_F_USO4: libc::c_ulong = 0x20;
 const TUN_F_USO6: libc::c_ulong = 0x40;
 
+/// What the names of devices begin with, unless another is asked for.
+pub const DEVICES: &str = "atoll";
+
 /// The largest packet the kernel hands over at once.
 pub(crate) const LARGEST: usize = 65_536;
 
@@ -64,7 +67,7 @@ pub struct TunOptions {
 impl Default for TunOptions {
     fn default() -> Self {
         Self {
-            name: "atoll%d".to_owned(),
+            name: format!("{DEVICES}%d"),
             mtu: 1420,
             addresses: Vec::new(),
             routes: Vec::new(),

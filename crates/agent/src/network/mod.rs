@@ -212,6 +212,25 @@ impl Network {
         }
     }
 
+    /// Translates between the machine in a slot and its address in the mesh; see [`nat`].
+    async fn join_mesh(
+        &self,
+        slot: &NetworkSlot,
+        devices: &str,
+        address: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        let handle = slot.namespace.try_clone();
+        let handle =
+            handle.map_err(|source| NetworkError::system("holding a network namespace", source))?;
+        let devices = devices.to_owned();
+        blocking(move || {
+            namespace::inside(&handle, || {
+                nat::join(&mut Socket::netfilter(0)?, &devices, address)
+            })
+        })
+        .await
+    }
+
     /// Takes over the slot of a sandbox that ran before this program started. `pid` is a process
     /// inside it; that it is the right one is the caller's affair.
     ///
@@ -418,6 +437,17 @@ impl Slots for Network {
 
     async fn set_internet(&self, number: u32, open: bool) -> Result<(), Problem> {
         Self::set_internet(self, number, open)
+            .await
+            .map_err(|error| error.problem())
+    }
+
+    async fn join(
+        &self,
+        slot: &NetworkSlot,
+        devices: &str,
+        address: Ipv4Addr,
+    ) -> Result<(), Problem> {
+        self.join_mesh(slot, devices, address)
             .await
             .map_err(|error| error.problem())
     }

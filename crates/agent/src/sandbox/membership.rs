@@ -6,30 +6,19 @@ use crate::{
     parts::Parts,
 };
 use api::{ErrorCode, Problem, node::MeshMembership};
-use driver::{DriverKind, NetworkSlot};
-use std::sync::Arc;
+use driver::NetworkSlot;
+use std::{net::IpAddr, sync::Arc};
 
 /// Refuses what this node cannot have in the mesh.
 pub(crate) fn check(parts: &Parts, wanted: Option<&MeshMembership>) -> Result<(), Problem> {
-    if wanted.is_none() {
+    if wanted.is_none() || parts.members.is_some() {
         return Ok(());
     }
-    let unsupported =
-        |cause: String, remedy| Err(Problem::new(ErrorCode::Unsupported, cause, remedy));
-    match (parts.driver.kind(), &parts.members) {
-        (DriverKind::Container, Some(_)) => Ok(()),
-        (DriverKind::Container, None) => unsupported(
-            "this node keeps no sandboxes in the mesh".to_owned(),
-            "create the sandbox without `mesh`, or on another node",
-        ),
-        (kind, _) => unsupported(
-            format!(
-                "sandboxes of the driver {} cannot be in the mesh",
-                crate::create::driver_name(kind)
-            ),
-            "create the sandbox without `mesh`, or use a node whose driver is container",
-        ),
-    }
+    Err(Problem::new(
+        ErrorCode::Unsupported,
+        "this node keeps no sandboxes in the mesh",
+        "create the sandbox without `mesh`, or on another node",
+    ))
 }
 
 fn wanted<'a>(
@@ -52,6 +41,14 @@ pub(super) async fn attach(
     let attached = members
         .attach(sandbox.id(), membership, slot, &name_servers)
         .await?;
+    if let Some(attached) = attached.as_ref().filter(|_| slot.tap.is_some()) {
+        for address in &attached.place.addresses {
+            if let IpAddr::V4(address) = *address {
+                let joined = parts.network.join(slot, attached.devices, address);
+                joined.await?;
+            }
+        }
+    }
     let place = attached.as_ref().map(|attached| attached.place.clone());
     sandbox.change(|view| view.mesh = place);
     Ok(attached)

@@ -23,7 +23,7 @@ fn problem(code: ErrorCode, cause: impl Into<String>) -> Problem {
     Problem::new(code, cause, "stop simulating")
 }
 
-fn slot(number: u32) -> Result<Arc<NetworkSlot>, Problem> {
+fn slot(world: &World, number: u32) -> Result<Arc<NetworkSlot>, Problem> {
     let namespace = File::open("/dev/null")
         .map_err(|error| problem(ErrorCode::Internal, error.to_string()))?
         .into();
@@ -34,7 +34,9 @@ fn slot(number: u32) -> Result<Arc<NetworkSlot>, Problem> {
         host_interface: format!("simulated{number}"),
         address: Ipv4Addr::new(127, 64 + high, middle, low),
         gateway: Ipv4Addr::LOCALHOST,
-        tap: None,
+        tap: world
+            .snapshots
+            .then(|| driver::slot::machine::TAP.to_owned()),
     }))
 }
 
@@ -52,7 +54,7 @@ impl Slots for SimulatedNetwork {
         World::note(&mut contents, format!("claim {number}"));
         contents.slots.insert(number);
         drop(contents);
-        slot(number)
+        slot(&self.0, number)
     }
 
     async fn set_internet(&self, number: u32, open: bool) -> Result<(), Problem> {
@@ -68,6 +70,18 @@ impl Slots for SimulatedNetwork {
         Ok(())
     }
 
+    async fn join(
+        &self,
+        slot: &NetworkSlot,
+        devices: &str,
+        address: Ipv4Addr,
+    ) -> Result<(), Problem> {
+        let number = slot.number;
+        let event = format!("join {number} by {devices} as {address}");
+        World::note(&mut self.0.contents(), event);
+        Ok(())
+    }
+
     async fn adopt(&self, number: u32, _pid: u32) -> Result<Arc<NetworkSlot>, Problem> {
         if Faults::strike(&self.0.faults.adopt_slot) || !self.0.contents().slots.contains(&number) {
             return Err(problem(
@@ -75,7 +89,7 @@ impl Slots for SimulatedNetwork {
                 format!("slot {number} is gone"),
             ));
         }
-        slot(number)
+        slot(&self.0, number)
     }
 
     async fn release(&self, slot: Arc<NetworkSlot>) {

@@ -64,6 +64,7 @@ impl Members for Noted {
             place: place(),
             name_server: place().addresses[0],
             domain: "mesh.internal".into(),
+            devices: "atoll",
         }))
     }
 
@@ -169,18 +170,34 @@ async fn one_that_may_not_join_does_not_start_and_leaves_nothing() {
 
 #[tokio::test]
 async fn what_cannot_be_in_the_mesh_is_refused() {
-    for (world, says) in [
-        (World::new(), "keeps no"),
-        (World::with_snapshots(), "qemu"),
-    ] {
+    for world in [World::new(), World::with_snapshots()] {
         let house = House::new(world);
         let agent = house.agent().await;
         let problem = agent.create(member(1)).await.unwrap_err();
         assert_eq!(problem.code, ErrorCode::Unsupported);
-        assert!(problem.cause.contains(says), "{problem}");
+        assert!(problem.cause.contains("keeps no"), "{problem}");
         assert!(!problem.remedy.is_empty());
         agent.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_machine_is_joined_behind_its_slot_whenever_it_gets_one() {
+    let house = House::new(World::with_snapshots());
+    let members = Arc::new(Noted::default());
+    let agent = start(&house, &members).await;
+    agent.create(member(1)).await.unwrap();
+    agent.pause(&id(1), true).await.unwrap();
+    let hour = Duration::from_secs(3600);
+    agent.resume(&id(1), hour).await.unwrap();
+    assert_eq!(members.take()[1..], ["attach 1", "detach 1", "attach 1"]);
+    let events = house.world.events();
+    let joins = events.iter().filter(|event| event.starts_with("join"));
+    let joins: Vec<_> = joins.collect();
+    assert_eq!(joins.len(), 2, "{events:?}");
+    assert!(joins[0].ends_with(" by atoll as 100.64.0.7"), "{joins:?}");
+    agent.stop().await;
+    house.assert_empty();
 }
 
 #[test]

@@ -246,6 +246,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
             tls_optional: arguments.relay_tls.is_none(),
         }),
         programs: None,
+        machine: None,
         port_mapping: !arguments.no_port_mapping,
     };
     let start = Node::start(state, token.as_ref(), options, &*link);

@@ -11,7 +11,8 @@
 //! A sandbox's node runs here, in the process that owns the sandbox, and reaches others from the host's network. Only what programs see of it is in the slot's
 //! namespace: the device, the server for names, doors. So the sandbox holds no key, needs no right, and speaks to the mesh through the device or not at
 //! all; the gate that applies the policy is outside. The namespace belongs to the host's user namespace, so root inside changes neither the device nor a route.
-//! Other names are asked about from inside the namespace: a sandbox without internet asks nobody by way of its node.
+//! A microVM sits behind the namespace: what comes out of the device for the sandbox goes on to the machine, translated by rules of the slot, and doors stand at the
+//! addresses that they are for. Other names are asked about from inside the namespace: a sandbox without internet asks nobody by way of its node.
 //!
 //! Who a sandbox is in the mesh is kept in `agent/mesh/SANDBOX` of the data directory, for this user alone, until the sandbox ends. So a program that is started
 //! again after `kill -9` brings each back as who it was.
@@ -25,7 +26,7 @@ use api::{
     node::{MeshMembership, MeshPlace},
 };
 use control::MeshLink;
-use driver::NetworkSlot;
+use driver::{NetworkSlot, slot::machine};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -151,6 +152,7 @@ impl Members for SandboxNodes {
             directory: self.directory(sandbox),
             namespace: Arc::new(slot.namespace.try_clone().map_err(failed)?.into()),
             endpoints: self.endpoints.clone(),
+            machine: slot.tap.as_ref().map(|_| machine::ADDRESS),
             upstream: name_servers
                 .iter()
                 .map(|ip| SocketAddr::new(*ip, 53))

@@ -11,7 +11,13 @@ use mesh::{
     coordination::{JoinAnswer, JoinRequest, NodeRecord, Signed, Token, WatchRequest},
     node::{Heard, Link, LinkError, Node, NodeError, NodeOptions, State},
 };
-use std::{net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
@@ -35,6 +41,8 @@ pub(super) struct Keeping {
     /// The slot's.
     pub(super) namespace: Arc<Namespace>,
     pub(super) endpoints: Vec<SocketAddr>,
+    /// The machine that the sandbox is, if it is one.
+    pub(super) machine: Option<Ipv4Addr>,
     /// Who is asked about other names.
     pub(super) upstream: Vec<SocketAddr>,
     pub(super) link: watch::Receiver<Option<MeshLink>>,
@@ -105,16 +113,20 @@ fn explain(error: &NodeError) -> Problem {
     )
 }
 
-fn attached(node: &Node) -> Attached {
+fn attached(node: &Node, machine: Option<Ipv4Addr>) -> Attached {
     let status = node.status();
+    // A machine is reached over IPv4 alone.
+    let mut addresses = status.addresses;
+    addresses.retain(|address| machine.is_none() || address.is_ipv4());
     Attached {
         place: MeshPlace {
             name: format!("{}.{}", status.name, status.domain),
-            addresses: status.addresses,
+            addresses,
             tags: status.tags.into_iter().collect(),
         },
         name_server: status.home.into(),
         domain: status.domain,
+        devices: mesh::DEVICES,
     }
 }
 
@@ -179,6 +191,7 @@ impl Keeping {
             endpoints: self.endpoints.clone(),
             upstream: self.upstream.clone(),
             programs: Some(Arc::clone(&self.namespace)),
+            machine: self.machine,
             ..NodeOptions::default()
         };
         let back = state.voucher.is_some();
@@ -204,7 +217,7 @@ impl Keeping {
         let mut following = pin!(node.follow(&link));
         let informed = async {
             node.informed().await;
-            tell(first, Ok(Some(attached(&node))));
+            tell(first, Ok(Some(attached(&node, self.machine))));
             std::future::pending::<()>().await;
         };
         let end = tokio::select! {

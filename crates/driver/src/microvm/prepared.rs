@@ -124,7 +124,8 @@ async fn run_in<V: Vmm>(hold: &V::Hold, notes: &mut Notes, user: &str) -> Result
         start_command: None,
         port: api::envd::PORT,
     };
-    let claim = describe(identity, "prepared".into(), Vec::new(), true)?;
+    let nowhere = (Vec::new(), None);
+    let claim = describe(identity, "prepared".into(), nowhere, true)?;
     V::go_on(hold).await?;
     let former = std::mem::replace(&mut notes.control_token, control_token);
     hold.unless_ended(hold.guest.claim(&claim, &former, WARM_UP_PATIENCE))
@@ -148,6 +149,7 @@ async fn start<V: Vmm>(
         identity,
         host_name,
         name_servers,
+        search,
         renew,
         deadline,
         ..
@@ -168,7 +170,7 @@ async fn start<V: Vmm>(
     let (noted, went) = tokio::join!(note, go);
     went?;
     noted?;
-    let claim = describe(identity, host_name, name_servers, renew)?;
+    let claim = describe(identity, host_name, (name_servers, search), renew)?;
     let left = deadline.saturating_sub(begin.elapsed());
     hold.unless_ended(hold.guest.claim(&claim, &former, left))
         .await?;
@@ -180,13 +182,14 @@ async fn start<V: Vmm>(
 fn describe(
     identity: Identity,
     host_name: String,
-    name_servers: Vec<IpAddr>,
+    (name_servers, search): (Vec<IpAddr>, Option<String>),
     renew: bool,
 ) -> Result<MachineClaim, DriverError> {
     Ok(MachineClaim {
         identity,
         host_name,
         name_servers,
+        search,
         unix_time_ns: now()?,
         entropy: Secret::new(
             base64::engine::general_purpose::STANDARD.encode(random_bytes::<64>()?),

@@ -156,6 +156,7 @@ impl Machine {
                 port: 49983,
             },
             host_name: host_name.into(),
+            search: None,
             name_servers: vec!["192.0.2.53".parse().unwrap()],
             unix_time_ns: 1_000_000_000_000_000_000,
             // 64 bytes of nothing: what counts here is that they are taken.

@@ -94,6 +94,7 @@ fn write_names(guest: &Guest, machine: &Machine, claim: &MachineClaim) {
     let names = Names {
         host_name: claim.host_name.clone(),
         name_servers: claim.name_servers.clone(),
+        search: claim.search.clone(),
     };
     let mut before = machine.names.borrow_mut();
     if let Err(error) = names.write(before.as_ref()) {

@@ -18,6 +18,8 @@ use std::{
 pub(super) struct Names {
     pub(super) host_name: String,
     pub(super) name_servers: Vec<IpAddr>,
+    /// The domain that short names are looked up in.
+    pub(super) search: Option<String>,
 }
 
 impl Names {
@@ -25,7 +27,9 @@ impl Names {
     /// keeps what its users have changed. Tries all files and returns the first failure.
     pub(super) fn write(&self, before: Option<&Self>) -> io::Result<()> {
         let same_name = before.is_some_and(|before| before.host_name == self.host_name);
-        let same_servers = before.is_some_and(|before| before.name_servers == self.name_servers);
+        let same_servers = before.is_some_and(|before| {
+            before.name_servers == self.name_servers && before.search == self.search
+        });
         let mut outcome = Ok(());
         if !same_name {
             let host_name = &self.host_name;
@@ -38,9 +42,10 @@ impl Names {
         }
         if !same_servers {
             let servers = self.name_servers.iter();
-            let text: String = servers
-                .map(|server| format!("nameserver {server}\n"))
-                .collect();
+            let servers = servers.map(|server| format!("nameserver {server}\n"));
+            let search = self.search.iter();
+            let search = search.map(|domain| format!("search {domain}\n"));
+            let text: String = servers.chain(search).collect();
             outcome = outcome.and(put("/etc/resolv.conf", &text));
         }
         outcome

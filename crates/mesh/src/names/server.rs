@@ -27,6 +27,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 pub struct ServerOptions {
     /// Addresses to listen at, over UDP and TCP.
     pub listen: Vec<SocketAddr>,
+    /// Who is answered, besides who asks from one of these or from a loopback address.
+    pub askers: Vec<IpAddr>,
     /// Whom to ask about other names.
     pub upstream: Vec<SocketAddr>,
     /// Who is told which services are asked for; what is not taken in time is not told.
@@ -39,7 +41,7 @@ pub struct ServerOptions {
 #[derive(Debug)]
 struct Shared {
     zone: RwLock<Arc<Zone>>,
-    own: Vec<IpAddr>,
+    served: Vec<IpAddr>,
     upstream: Vec<SocketAddr>,
     asked: Option<mpsc::Sender<String>>,
     namespace: Option<Arc<Namespace>>,
@@ -72,7 +74,10 @@ impl Server {
     pub async fn start(options: ServerOptions, zone: Zone) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             zone: RwLock::new(Arc::new(zone)),
-            own: options.listen.iter().map(SocketAddr::ip).collect(),
+            served: {
+                let own = options.listen.iter().map(SocketAddr::ip);
+                own.chain(options.askers).collect()
+            },
             upstream: options.upstream,
             asked: options.asked,
             namespace: options.namespace,
@@ -117,7 +122,7 @@ impl Server {
 impl Shared {
     /// Other machines do not use this one's resolver.
     fn serves(&self, asker: IpAddr) -> bool {
-        asker.is_loopback() || self.own.contains(&asker)
+        asker.is_loopback() || self.served.contains(&asker)
     }
 
     /// What is answered; `None` if nothing is.

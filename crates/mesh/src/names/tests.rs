@@ -339,6 +339,49 @@ fn question(name: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn who_asks_from_elsewhere_is_answered_if_he_is_named() {
+    let machine = Namespace::unnamed().unwrap();
+    let inside = Namespace::unnamed().unwrap();
+    let run = |words: &str| {
+        let mut words = words.split(' ');
+        let mut command = std::process::Command::new(words.next().unwrap());
+        let done = command.args(words).status();
+        assert!(done.is_ok_and(|done| done.success()));
+        Ok(())
+    };
+    let wire = format!(
+        "ip link add name near type veth peer name far netns {}",
+        machine.path()
+    );
+    inside.within(|| run(&wire)).unwrap();
+    for (space, end, address) in [
+        (&inside, "near", "192.0.2.1"),
+        (&machine, "far", "192.0.2.2"),
+    ] {
+        let address = format!("ip address add {address}/30 dev {end}");
+        let up = format!("ip link set {end} up");
+        space
+            .within(|| run(&address).and_then(|()| run(&up)))
+            .unwrap();
+    }
+    let inside = Arc::new(inside);
+    for (askers, answered) in [(vec!["192.0.2.2".parse().unwrap()], true), (vec![], false)] {
+        let options = ServerOptions {
+            listen: vec![([192, 0, 2, 1], 0).into()],
+            askers,
+            namespace: Some(Arc::clone(&inside)),
+            ..ServerOptions::default()
+        };
+        let server = Server::start(options, zone()).await.unwrap();
+        for datagram in [true, false] {
+            let asked = question("db-1.mesh.internal");
+            let asked = super::forward::ask(server.addresses(), &asked, datagram, Some(&machine));
+            assert_eq!(asked.await.is_some(), answered);
+        }
+    }
+}
+
+#[tokio::test]
 async fn in_another_namespace_questions_come_from_there_and_are_asked_on_from_there() {
     // Reached from here alone.
     let before = server(Vec::new()).await;

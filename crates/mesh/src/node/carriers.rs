@@ -26,8 +26,8 @@ use crate::services::Redirects;
 use crate::surroundings::{MappedPort, News, Surroundings};
 use crate::tun::{Tun, TunOptions};
 use crate::userspace::{
-    Credentials, ProxyOptions, Reach, Refusal, Service, Userspace, UserspaceOptions,
-    UserspaceStatus,
+    Addresses, Credentials, Fronts, ProxyOptions, Reach, Refusal, Service, Userspace,
+    UserspaceOptions, UserspaceStatus,
 };
 use crate::ways::PeerWay;
 use crate::wire::{Wire, WireOptions};
@@ -197,10 +197,15 @@ impl Carriers {
             }
             _ => None,
         };
-        let redirects = tunnels.as_ref().map(|engine| {
+        let fronts = tunnels.as_ref().map(|engine| {
+            if options.machine.is_some() {
+                let device = engine.device().index();
+                let addresses = Addresses::new(device, options.programs.clone());
+                return Fronts::Addresses(Arc::new(addresses));
+            }
             let redirects = Arc::new(Redirects::new(current.directory.own().v4));
             engine.set_redirects(Arc::clone(&redirects));
-            redirects
+            Fronts::Redirects(redirects)
         });
         let mut proxies = Vec::new();
         if !options.proxies.is_empty() {
@@ -217,7 +222,7 @@ impl Carriers {
             proxies,
             underlay: Some(state.underlay.clone()),
             keep_in_touch: true,
-            redirects,
+            fronts,
             reach: Reach::Home {
                 except: own.into_iter().collect(),
             },

@@ -1,7 +1,7 @@
 //! What a view means for one node: its peers, its filter, its directory, its names.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::coordination::{IdentityKey, Mode, NodeRecord, Signed, View, Voucher};
@@ -120,13 +120,14 @@ impl Current {
         Ok(())
     }
 
-    /// What a view means for the node with this voucher, key and mode. A policy that is not understood allows nothing.
+    /// What a view means for the node with this voucher, key and mode, whose programs are on `machine` if they are on another than it. A policy that is not understood allows nothing.
     pub(super) fn of(
         view: &View,
         me: &Voucher,
         key: PublicKey,
         mode: Mode,
         v6_range: Prefix,
+        machine: Option<Ipv4Addr>,
     ) -> Self {
         let policy = match Policy::parse(view.policy().unwrap_or_default()) {
             Ok(policy) => policy,
@@ -198,6 +199,8 @@ impl Current {
         let none = BTreeSet::new();
         // Without a device at either end, programs meet at loopback addresses.
         let door = |v4, other: Mode| match (mode, other) {
+            // A machine of its own has neither those nor IPv6.
+            _ if machine.is_some() => Some(v4),
             (Mode::Tun, Mode::Tun) => None,
             _ => loopback(v4),
         };
@@ -224,7 +227,7 @@ impl Current {
                 unready: &none,
             });
         }
-        let directory = Directory::of(view, &policy, me, key, mode);
+        let directory = Directory::of(view, &policy, me, key, mode).with_machine(machine);
         let zone = Zone::new(&policy, &nodes, v6_range, view.cursor());
         let zone = zone.with_services(&directory.doors_of_services(&filter));
         let relays = used(view, &policy, &me.identity);

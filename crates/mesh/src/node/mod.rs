@@ -33,7 +33,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -91,6 +91,9 @@ pub struct NodeOptions {
     pub relay: Option<RelayPorts>,
     /// The network namespace of the programs that it is for; absent, that of the calling thread.
     pub programs: Option<Arc<Namespace>>,
+    /// Where that namespace finds the machine that the programs are on, if they are on one of their own: a microVM. Nothing else may listen in the namespace, and it has to
+    /// translate: what comes out of the device for this node's address goes to the machine, and what the machine sends into the device leaves as this node.
+    pub machine: Option<Ipv4Addr>,
     /// Whether the router is asked to forward the ports of tunnels and flows.
     pub port_mapping: bool,
     /// When the key of its tunnels is exchanged.
@@ -203,6 +206,7 @@ pub struct Node {
     voucher: Voucher,
     name: String,
     said: Said,
+    machine: Option<Ipv4Addr>,
     carriers: Carriers,
     relaying: Option<Relaying>,
     port_mapping: bool,
@@ -277,6 +281,7 @@ async fn names(
         let own = SocketAddr::from((home, *port));
         let server = ServerOptions {
             listen: std::iter::once(own).chain(options.dns.clone()).collect(),
+            askers: options.machine.map(IpAddr::V4).into_iter().collect(),
             upstream: options.upstream.clone(),
             asked: Some(asked.clone()),
             namespace: options.programs.clone(),
@@ -340,7 +345,14 @@ impl Node {
         state.save()?;
 
         let range = overlay_v6_range(&state.coordinator);
-        let current = Current::of(&view, &voucher, state.wireguard.public(), mode, range);
+        let current = Current::of(
+            &view,
+            &voucher,
+            state.wireguard.public(),
+            mode,
+            range,
+            options.machine,
+        );
         // Its address first, which names are served at.
         let device = carriers::device(mode, &voucher, options.programs.as_deref())?;
         let (asked, questions) = mpsc::channel(QUESTIONS);
@@ -358,6 +370,7 @@ impl Node {
             voucher,
             name,
             said,
+            machine: options.machine,
             carriers,
             relaying,
             port_mapping: options.port_mapping,
@@ -526,7 +539,14 @@ impl Node {
             let range = overlay_v6_range(&state.coordinator);
             (range, state.wireguard.public())
         };
-        let now = Current::of(&live.view, &self.voucher, key, self.said.mode, range);
+        let now = Current::of(
+            &live.view,
+            &self.voucher,
+            key,
+            self.said.mode,
+            range,
+            self.machine,
+        );
         let before = std::mem::replace(&mut live.current, now);
         live.current.said = before.said.clone();
         self.carriers.carry_out(&before, &live.current);

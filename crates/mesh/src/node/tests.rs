@@ -94,7 +94,7 @@ fn only_those_with_whom_something_may_pass_are_peers() {
     let range = overlay_v6_range(&book.key());
     let peers = |view: &View, at: usize| {
         let key = crate::PrivateKey::from_bytes([2 + at as u8; 32]).public();
-        let current = Current::of(view, &vouchers[at], key, Mode::Tun, range);
+        let current = Current::of(view, &vouchers[at], key, Mode::Tun, range, None);
         let names: Vec<_> = current.peers.into_values().map(|peer| peer.name).collect();
         names.join(" ")
     };
@@ -181,13 +181,13 @@ fn names_lead_to_loopback_where_one_end_has_no_device() {
     let range = overlay_v6_range(&book.key());
     // Before the first map each knows itself, afterwards all.
     let mut view = View::new(book.key());
-    let alone = Current::of(&view, &vouchers[2], key(4), Mode::Userspace, range);
+    let alone = Current::of(&view, &vouchers[2], key(4), Mode::Userspace, range, None);
     let door = |at: usize| IpAddr::V4(crate::userspace::loopback(vouchers[at].v4).unwrap());
     assert_eq!(asked(&alone.zone, "n4", TYPE::A), Some(vec![door(2)]));
     let frame = book.frame(0).unwrap();
     view.apply(&serde_json::from_str(&frame).unwrap()).unwrap();
     for (at, (seed, mode)) in modes.into_iter().enumerate() {
-        let current = Current::of(&view, &vouchers[at], key(seed), mode, range);
+        let current = Current::of(&view, &vouchers[at], key(seed), mode, range, None);
         for (to, (other, others)) in modes.into_iter().enumerate() {
             let name = format!("n{other}.mesh.internal");
             let (v4, v6) = (vouchers[to].v4.into(), vouchers[to].v6.into());
@@ -213,7 +213,7 @@ fn names_lead_to_loopback_where_one_end_has_no_device() {
         assert!(places.flatten().all(|place| !place.ip().is_loopback()));
     }
     // What others know of a node may be older than what it is now.
-    let now = Current::of(&view, &vouchers[0], key(2), Mode::Userspace, range);
+    let now = Current::of(&view, &vouchers[0], key(2), Mode::Userspace, range, None);
     assert_eq!(asked(&now.zone, "n2", TYPE::A), Some(vec![door(0)]));
     assert_eq!(now.directory.own().mode, Mode::Userspace);
 }

@@ -111,17 +111,24 @@ pub(super) async fn dial(
     caller: &Member,
     port: u16,
 ) -> Result<TcpStream, Refusal> {
-    let home = core.directory().own().home();
+    let directory = core.directory();
+    let machine = directory.machine();
+    let home = machine.unwrap_or(directory.own().home());
     let targets = match core.service(port) {
         Some(Some(target)) => vec![target],
+        // What listens on a machine's loopback is reached by nobody else.
+        Some(None) if machine.is_some() => vec![(home, port).into()],
         Some(None) => [home, Ipv4Addr::LOCALHOST]
             .map(|address| SocketAddr::from((address, port)))
             .into(),
         None if core.offers(port) => vec![(home, port).into()],
         None => return Err(Refusal::Undeclared),
     };
-    let own = caller.identity == core.directory().own().identity;
-    let source = if own { Some(home) } else { loopback(caller.v4) };
+    let source = match caller.identity == directory.own().identity {
+        _ if machine.is_some() => None,
+        true => Some(home),
+        false => loopback(caller.v4),
+    };
     let mut last = Refusal::Closed;
     for target in targets {
         let programs = core.programs.as_deref();

@@ -71,6 +71,8 @@ fn usable(at: &SocketAddr) -> bool {
 #[derive(Debug, Clone)]
 pub struct Directory {
     pub(super) own: Arc<Member>,
+    /// The machine that programs of this node are on, if it is one behind the device's namespace.
+    machine: Option<Ipv4Addr>,
     domain: String,
     identities: HashMap<IdentityKey, Arc<Member>>,
     addresses: HashMap<IpAddr, Arc<Member>>,
@@ -90,6 +92,7 @@ impl Directory {
         let own = Arc::new(own);
         let mut directory = Self {
             own: Arc::clone(&own),
+            machine: None,
             domain: domain.to_ascii_lowercase(),
             identities: HashMap::new(),
             addresses: HashMap::new(),
@@ -177,6 +180,25 @@ impl Directory {
         let mut directory = Self::new(policy.domain(), own, others, services);
         directory.offer(view, policy, me);
         directory
+    }
+
+    /// The same, for a node whose programs are on a machine of their own: this is where the namespace of the device finds it.
+    #[must_use]
+    pub fn with_machine(self, machine: Option<Ipv4Addr>) -> Self {
+        Self { machine, ..self }
+    }
+
+    /// The machine that programs of this node are on, if it is not the one that the node is on.
+    pub(super) fn machine(&self) -> Option<Ipv4Addr> {
+        self.machine
+    }
+
+    /// Where a door stands that is for this address of the mesh.
+    pub(super) fn door(&self, mesh: Ipv4Addr) -> Option<Ipv4Addr> {
+        match self.machine {
+            Some(_) => Some(mesh),
+            None => loopback(mesh),
+        }
     }
 
     /// This node.

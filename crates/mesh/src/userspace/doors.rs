@@ -1,8 +1,7 @@
 //! Doors: listeners at the loopback addresses that stand for other nodes and for services.
 //!
 //! There is one for each port of each node that a rule names and lets this node use, and one for each single port of each service of which this node may use an endpoint.
-//! On a machine with a device, doors of services listen at ports of the node's own address, where [`Redirects`] lead what is sent to the service's. Doors open and close with
-//! directory and gate.
+//! On a machine with a device, [`Fronts`] make them stand where programs look for them. Doors open and close with directory and gate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -16,16 +15,16 @@ use super::carrier::{Core, TCP};
 use super::consumer;
 use super::directory::{Directory, Member, loopback};
 use super::flow::Local;
+use super::fronts::Fronts;
 use super::service::Protocol;
 use crate::coordination::{IdentityKey, Mode};
 use crate::namespace::{Namespace, socket_in};
 use crate::policy::{Direction, Filter, Flow, Verdict};
-use crate::services::Redirects;
 
 /// Doors to nodes at once; those to services have a bound of their own.
 pub(super) const MOST: usize = 1024;
 /// When a door is tried again that could not be opened.
-pub(super) const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_secs(2);
 /// Callers that wait for their turn at a door.
 const QUEUE: u32 = 128;
 
@@ -59,7 +58,7 @@ pub(super) struct Doors {
     state: Mutex<State>,
     /// Ports that are opened too where a rule lets this node use them, though only as part of a range.
     more: Vec<u16>,
-    redirects: Option<Arc<Redirects>>,
+    fronts: Option<Fronts>,
     /// Where the programs are that use them, if not in this process's network namespace.
     programs: Option<Arc<Namespace>>,
 }
@@ -88,7 +87,7 @@ pub(super) fn wanted(
     // Two that have a device have a tunnel.
     let flows = |member: &&Arc<Member>| !(own.mode.is_tun() && member.mode.is_tun());
     for member in others.filter(other).filter(flows) {
-        let Some(address) = loopback(member.v4) else {
+        let Some(address) = directory.door(member.v4) else {
             continue;
         };
         let Some(rules) = filter.peer(&member.key) else {
@@ -116,6 +115,25 @@ pub(super) fn wanted(
     wanted
 }
 
+/// Has doors arranged whenever something changes, and again soon while `arrange` says that some could not be opened, until this node stops.
+pub(super) async fn keep_arranged(core: &Core, mut arrange: impl FnMut() -> bool) {
+    let mut changes = core.changes();
+    loop {
+        let stuck = arrange();
+        let again = async {
+            if stuck {
+                tokio::time::sleep(AGAIN).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = again => {}
+        }
+    }
+}
+
 fn listen(place: Place, programs: Option<&Namespace>) -> std::io::Result<TcpListener> {
     let socket = socket_in(programs, TcpSocket::new_v4)?;
     socket.set_reuseaddr(true)?;
@@ -126,13 +144,13 @@ fn listen(place: Place, programs: Option<&Namespace>) -> std::io::Result<TcpList
 impl Doors {
     pub(super) fn new(
         more: Vec<u16>,
-        redirects: Option<Arc<Redirects>>,
+        fronts: Option<Fronts>,
         programs: Option<Arc<Namespace>>,
     ) -> Self {
         Self {
             state: Mutex::default(),
             more,
-            redirects,
+            fronts,
             programs,
         }
     }
@@ -141,13 +159,16 @@ impl Doors {
     fn open_at(&self, core: &Core, place: Place, leads: &Leads) -> std::io::Result<TcpListener> {
         let programs = self.programs.as_deref();
         let (address, port) = place;
-        match (leads, &self.redirects) {
+        match (leads, &self.fronts) {
+            (_, Some(Fronts::Addresses(addresses))) => {
+                addresses.open(address, || listen(place, programs))
+            }
             (Leads::Node(_), _) => listen(place, programs),
             (Leads::Service(_), None) => {
                 listen((loopback(address).unwrap_or(address), port), programs)
             }
             // At any port of this node's own address, to which what is sent to the service leads.
-            (Leads::Service(_), Some(redirects)) => {
+            (Leads::Service(_), Some(Fronts::Redirects(redirects))) => {
                 let listener = listen((core.directory().own().v4, 0), programs)?;
                 redirects.open((TCP, address, port), listener.local_addr()?.port());
                 Ok(listener)
@@ -157,8 +178,12 @@ impl Doors {
 
     /// What leads to a door that is closed leads nowhere.
     fn closed(&self, place: Place, leads: &Leads) {
-        if let (Leads::Service(_), Some(redirects)) = (leads, &self.redirects) {
-            redirects.close((TCP, place.0, place.1));
+        match (leads, &self.fronts) {
+            (_, Some(Fronts::Addresses(addresses))) => addresses.close(place.0),
+            (Leads::Service(_), Some(Fronts::Redirects(redirects))) => {
+                redirects.close((TCP, place.0, place.1));
+            }
+            _ => {}
         }
     }
 
@@ -168,21 +193,7 @@ impl Doors {
 
     /// Opens and closes doors until this node stops.
     pub(super) async fn keep(self: Arc<Self>, core: Arc<Core>) {
-        let mut changes = core.changes();
-        loop {
-            let stuck = self.arrange(&core);
-            let again = async {
-                if stuck {
-                    tokio::time::sleep(AGAIN).await;
-                } else {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
-                () = again => {}
-            }
-        }
+        keep_arranged(&core, || self.arrange(&core)).await;
     }
 
     /// Makes the doors what they should be; whether some could not be opened.
@@ -193,7 +204,7 @@ impl Doors {
             .map(|(place, peer)| (place, Leads::Node(peer)))
             .collect();
         // Where there is a device and nothing that leads to them, there are none.
-        let services = match (directory.own().mode, &self.redirects) {
+        let services = match (directory.own().mode, &self.fronts) {
             (Mode::Tun, None) => BTreeMap::new(),
             _ => wanted_services(&directory, &filter),
         };
@@ -272,7 +283,7 @@ impl Doors {
         let stuck = state.stuck.iter();
         stuck
             .map(|(place, why)| {
-                let address = match self.redirects {
+                let address = match self.fronts {
                     Some(_) => place.0,
                     // Where programs of this machine would find it.
                     None => loopback(place.0).unwrap_or(place.0),
@@ -291,7 +302,7 @@ async fn attend(
     leads: Leads,
     close: CancellationToken,
 ) {
-    let behind = listener.local_addr().is_ok_and(|at| !at.ip().is_loopback());
+    let at = listener.local_addr().map(|at| at.ip());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -303,8 +314,13 @@ async fn attend(
             continue;
         };
         let near = Local::new(stream);
-        if behind && caller.ip() != place.0 {
-            // It did not come over the service's address: whoever it is, it is no program of this machine that meant the service.
+        // From a machine of their own, as the address that it has; elsewhere by way of the service's, unless that is a loopback address.
+        let expected = match core.directory().machine() {
+            Some(machine) => Some(machine),
+            None => Some(place.0).filter(|_| at.as_ref().is_ok_and(|at| !at.is_loopback())),
+        };
+        if expected.is_some_and(|expected| caller.ip() != expected) {
+            // Whoever it is, it is no program that meant the service.
             continue;
         }
         let task = Arc::clone(&core);

@@ -72,6 +72,7 @@ mod datagrams;
 mod directory;
 mod doors;
 mod flow;
+mod fronts;
 mod header;
 mod identity;
 mod lane;
@@ -99,6 +100,7 @@ pub use credentials::Credentials;
 pub(crate) use datagrams::fuzz_datagram;
 pub use directory::{Directory, Member, loopback, mesh_address};
 use doors::Doors;
+pub use fronts::{Addresses, Fronts};
 pub use header::{Carries, Refusal, Request};
 pub use links::LinkStatus;
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
@@ -113,7 +115,6 @@ use crate::key::PrivateKey;
 use crate::namespace::Namespace;
 use crate::policy::FilterGate;
 use crate::relay::{RelayAddress, RelayStatus};
-use crate::services::Redirects;
 use underlay::Underlay;
 
 /// What the kernel keeps of datagrams that nobody has read yet; it gives as much of it as it may.
@@ -193,8 +194,8 @@ pub struct UserspaceOptions {
     pub doors: bool,
     /// Ports for doors beside those that rules name one by one, where a rule allows them as part of a range.
     pub door_ports: Vec<u16>,
-    /// What leads to doors of services on a machine with a device; without it, such a machine has none of these.
-    pub redirects: Option<Arc<Redirects>>,
+    /// What leads to doors on a machine with a device; without it, such a machine has none to services.
+    pub fronts: Option<Fronts>,
     /// Whether connections are kept with the first few who may begin flows to this node, so that they can where nobody can connect to it: behind NAT.
     pub keep_in_touch: bool,
     /// What was declared.
@@ -219,7 +220,7 @@ impl UserspaceOptions {
             proxies: Vec::new(),
             doors: true,
             door_ports: Vec::new(),
-            redirects: None,
+            fronts: None,
             keep_in_touch: false,
             services: Vec::new(),
             reach: Reach::Declared,
@@ -428,12 +429,13 @@ impl Userspace {
             core.spawn(proxy::serve(Arc::clone(&core), listener, credentials));
         }
         core.spawn(probes::keep(Arc::clone(&core)));
-        if let Some(redirects) = options.redirects.clone().filter(|_| options.doors) {
-            core.spawn(service_datagrams::keep(Arc::clone(&core), redirects));
+        if let Some(fronts) = options.fronts.clone().filter(|_| options.doors) {
+            core.spawn(service_datagrams::keep(Arc::clone(&core), fronts));
         }
-        let datagram_doors = datagrams::doors::Doors::new(options.door_ports.clone());
+        let (ports, fronts) = (options.door_ports, options.fronts);
+        let datagram_doors = datagrams::doors::Doors::new(ports.clone(), fronts.clone());
         let datagram_doors = Arc::new(datagram_doors);
-        let doors = Doors::new(options.door_ports, options.redirects, options.programs);
+        let doors = Doors::new(ports, fronts, options.programs);
         let doors = Arc::new(doors);
         if options.doors {
             core.spawn(Arc::clone(&datagram_doors).keep(Arc::clone(&core)));

@@ -167,13 +167,7 @@ impl Directory {
     ) -> impl Iterator<Item = &'a Endpoint> {
         service.endpoints.iter().filter(move |endpoint| {
             let member = &endpoint.member;
-            let is_own = member.identity == self.own.identity;
-            // With a device, datagrams to services go through tunnels alone.
-            let carried = !self.own.mode.is_tun() || member.mode.is_tun();
-            if protocol == Protocol::Udp && !is_own && !carried {
-                return false;
-            }
-            if is_own {
+            if member.identity == self.own.identity {
                 return service.own.contains(&(protocol, port));
             }
             let flow = Flow {

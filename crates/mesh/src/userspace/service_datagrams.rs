@@ -1,10 +1,11 @@
-//! Doors of services for UDP, on machines with a device: what a program sends to a service's address goes to one of its nodes, through the tunnel.
+//! Doors of services for UDP, on machines with a device: what a program sends to a service's address goes to one of its nodes, through the tunnel, or to one that has no device as
+//! a flow of [`datagrams`](super::datagrams).
 //!
 //! What a program sends from one of its ports is one flow, with a socket of its own towards the endpoint, whose answers go back to that port. It stays with its endpoint until that one says
 //! that nobody listens (ICMP), which is evidence, or nothing was sent for long. That nothing comes back says nothing: there are services that never answer, so a node that
 //! is dead is noticed only by services that have a port of TCP too. Datagrams that do not fit into one packet are lost on the way here, as they are pieces.
 //!
-//! Absent: UDP to nodes without a device. Where this machine has none, doors of `datagrams` lead to services.
+//! Absent: machines without a device, where doors of `datagrams` lead to services.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
@@ -14,13 +15,19 @@ use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use super::carrier::Core;
+use super::consumer::failure;
+use super::datagrams::Near;
 use super::directory::Member;
+use super::doors::keep_arranged;
+use super::fronts::Fronts;
+use super::header::Refusal;
 use super::service::Protocol;
 use crate::namespace::udp_in;
-use crate::services::{Failure, Redirects};
+use crate::services::Failure;
 
 /// Flows of one door at once, and datagrams of each that wait.
 const FLOWS: usize = 1024;
@@ -29,8 +36,6 @@ const WAITING: usize = 64;
 const IDLE: Duration = Duration::from_secs(120);
 /// The longest datagram; what is longer does not fit into a packet of the device.
 const LONGEST: usize = 2048;
-/// When a door is tried again that could not be opened.
-const AGAIN: Duration = Duration::from_secs(2);
 
 const UDP: u8 = Protocol::Udp.number();
 
@@ -42,24 +47,31 @@ fn bind(core: &Core, own: Ipv4Addr) -> std::io::Result<UdpSocket> {
     udp_in(core.programs.as_deref(), (own, 0).into())
 }
 
-/// Opens and closes doors until this node stops.
-pub(super) async fn keep(core: Arc<Core>, redirects: Arc<Redirects>) {
-    let mut changes = core.changes();
-    let mut open: BTreeMap<Front, (String, CancellationToken)> = BTreeMap::new();
-    loop {
-        let stuck = arrange(&core, &redirects, &mut open).await;
-        let again = async {
-            if stuck {
-                tokio::time::sleep(AGAIN).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
-            () = again => {}
+fn open_at(core: &Core, fronts: &Fronts, front: Front) -> std::io::Result<UdpSocket> {
+    match fronts {
+        Fronts::Redirects(redirects) => {
+            let socket = bind(core, core.directory().own().v4)?;
+            let port = socket.local_addr()?.port();
+            redirects.open((UDP, front.0, front.1), port);
+            Ok(socket)
+        }
+        Fronts::Addresses(addresses) => {
+            addresses.open(front.0, || udp_in(core.programs.as_deref(), front.into()))
         }
     }
+}
+
+fn closed(fronts: &Fronts, front: Front) {
+    match fronts {
+        Fronts::Redirects(redirects) => redirects.close((UDP, front.0, front.1)),
+        Fronts::Addresses(addresses) => addresses.close(front.0),
+    }
+}
+
+/// Opens and closes doors until this node stops.
+pub(super) async fn keep(core: Arc<Core>, fronts: Fronts) {
+    let mut open: BTreeMap<Front, (String, CancellationToken)> = BTreeMap::new();
+    keep_arranged(&core, || arrange(&core, &fronts, &mut open)).await;
 }
 
 /// The doors that there should be, and the services that they lead to.
@@ -73,9 +85,9 @@ fn wanted(core: &Core) -> BTreeMap<Front, String> {
 }
 
 /// Makes the doors what they should be; whether some could not be opened.
-async fn arrange(
+fn arrange(
     core: &Arc<Core>,
-    redirects: &Arc<Redirects>,
+    fronts: &Fronts,
     open: &mut BTreeMap<Front, (String, CancellationToken)>,
 ) -> bool {
     let wanted = wanted(core);
@@ -83,24 +95,20 @@ async fn arrange(
         let stay = wanted.get(front) == Some(service);
         if !stay {
             close.cancel();
-            redirects.close((UDP, front.0, front.1));
+            closed(fronts, *front);
         }
         stay
     });
-    let own = core.directory().own().v4;
     let mut stuck = false;
     for (front, service) in wanted {
         if open.contains_key(&front) {
             continue;
         }
-        let bound = bind(core, own);
-        let bound = bound.and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
-        let Ok((port, socket)) = bound else {
+        let Ok(socket) = open_at(core, fronts, front) else {
             stuck = true;
             continue;
         };
         let close = CancellationToken::new();
-        redirects.open((UDP, front.0, front.1), port);
         let door = Door {
             core: Arc::clone(core),
             socket: Arc::new(socket),
@@ -139,14 +147,15 @@ impl Door {
                 tokio::task::yield_now().await;
                 continue;
             };
-            if from.ip() != self.front.0 {
-                // It did not come over the service's address.
+            // Over the service's address, or from the machine that programs are on.
+            let machine = self.core.directory().machine();
+            if from.ip() != machine.unwrap_or(self.front.0) {
                 continue;
             }
             let bytes = buffer[..length].to_vec();
             let bytes = match flows.get(&from.port()).map(|flow| flow.try_send(bytes)) {
                 None => buffer[..length].to_vec(),
-                Some(Err(mpsc::error::TrySendError::Closed(bytes))) => bytes,
+                Some(Err(TrySendError::Closed(bytes))) => bytes,
                 // What does not fit is lost, as on any network.
                 Some(_) => continue,
             };
@@ -171,20 +180,63 @@ impl Door {
         };
         let port = self.front.1;
         let consumer = &self.core.consumer;
+        let own = directory.own().identity;
         let mut last = first;
         for member in consumer.for_datagrams(&self.core, service, port) {
             let place = (member.identity, Protocol::Udp, port);
-            match self
-                .carry_to(&member, from, &mut last, &mut datagrams)
-                .await
-            {
+            let tunnel = member.mode.is_tun() || member.identity == own;
+            let ended = match tunnel {
+                true => self.tunnel(&member, from, &mut last, &mut datagrams).await,
+                false => self.flow(&member, from, &last, &mut datagrams).await,
+            };
+            match ended {
                 Ended::Over => return,
-                Ended::Refused => consumer.failed(place, Failure::Closed),
+                Ended::Refused(why) => consumer.failed(place, why),
             }
         }
     }
 
-    async fn carry_to(
+    /// Carries it as a flow, to a node that no tunnel leads to.
+    async fn flow(
+        &self,
+        member: &Arc<Member>,
+        from: SocketAddr,
+        last: &[u8],
+        datagrams: &mut mpsc::Receiver<Vec<u8>>,
+    ) -> Ended {
+        let opened = self.core.open_datagrams(member, false, self.front.1).await;
+        let (far, rule) = match opened {
+            Ok(opened) => opened,
+            // That there is no room here says nothing of the endpoint.
+            Err(Refusal::Busy) => return Ended::Over,
+            Err(refusal) => return Ended::Refused(failure(refusal)),
+        };
+        let (queue, sent) = mpsc::channel(WAITING);
+        let near = Near::Program {
+            sent,
+            socket: Arc::clone(&self.socket),
+            at: from,
+            head: Vec::new(),
+        };
+        // There is room for the first; later ones are lost if there is none.
+        let _ = queue.try_send(last.to_vec());
+        let forward = async {
+            while let Some(bytes) = datagrams.recv().await {
+                if let Err(TrySendError::Closed(_)) = queue.try_send(bytes) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.core.run_datagrams(near, far, rule) => {}
+            () = forward => {}
+            () = self.close.cancelled() => {}
+        }
+        Ended::Over
+    }
+
+    /// Carries it through the tunnel.
+    async fn tunnel(
         &self,
         member: &Member,
         from: SocketAddr,
@@ -203,7 +255,7 @@ impl Door {
         let mut sent = socket.send(last).await;
         loop {
             if sent.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
-                return Ended::Refused;
+                return Ended::Refused(Failure::Closed);
             }
             sent = Ok(0);
             tokio::select! {
@@ -247,6 +299,6 @@ impl Door {
 enum Ended {
     /// For good.
     Over,
-    /// Nobody listens there: another may.
-    Refused,
+    /// It is not taken there: another may take it.
+    Refused(Failure),
 }

@@ -1,6 +1,7 @@
 //! Doors to other nodes' services over UDP: sockets at the loopback addresses that stand for them, as [`crate::userspace::doors`] has for TCP.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use crate::coordination::{IdentityKey, Mode};
 use crate::namespace::udp_in;
 use crate::userspace::carrier::{Core, UDP};
 use crate::userspace::directory::loopback;
-use crate::userspace::doors::{AGAIN, MOST, Place, wanted};
+use crate::userspace::doors::{MOST, Place, keep_arranged, wanted};
+use crate::userspace::fronts::Fronts;
 use crate::userspace::service::Protocol;
 
 /// Programs at one door.
@@ -45,6 +47,7 @@ struct State {
 pub(in crate::userspace) struct Doors {
     state: Mutex<State>,
     more: Vec<u16>,
+    fronts: Option<Fronts>,
 }
 
 /// The doors that there should be, to nodes and, without a device, to services.
@@ -66,10 +69,11 @@ fn all_wanted(core: &Core, more: &[u16]) -> BTreeMap<Place, Callee> {
 }
 
 impl Doors {
-    pub(in crate::userspace) fn new(more: Vec<u16>) -> Self {
+    pub(in crate::userspace) fn new(more: Vec<u16>, fronts: Option<Fronts>) -> Self {
         Self {
             state: Mutex::default(),
             more,
+            fronts,
         }
     }
 
@@ -77,23 +81,23 @@ impl Doors {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn open_at(&self, core: &Core, place: Place) -> io::Result<UdpSocket> {
+        let open = || udp_in(core.programs.as_deref(), place.into());
+        match &self.fronts {
+            Some(Fronts::Addresses(addresses)) => addresses.open(place.0, open),
+            _ => open(),
+        }
+    }
+
+    fn closed(&self, place: Place) {
+        if let Some(Fronts::Addresses(addresses)) = &self.fronts {
+            addresses.close(place.0);
+        }
+    }
+
     /// Opens and closes doors until this node stops.
     pub(in crate::userspace) async fn keep(self: Arc<Self>, core: Arc<Core>) {
-        let mut changes = core.changes();
-        loop {
-            let stuck = self.arrange(&core);
-            let again = async {
-                if stuck {
-                    tokio::time::sleep(AGAIN).await;
-                } else {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
-                () = again => {}
-            }
-        }
+        keep_arranged(&core, || self.arrange(&core)).await;
     }
 
     /// Makes the doors what they should be; whether some could not be opened.
@@ -104,6 +108,7 @@ impl Doors {
             let stay = wanted.get(place) == Some(&door.callee);
             if !stay {
                 door.close.cancel();
+                self.closed(*place);
             }
             stay
         });
@@ -113,8 +118,7 @@ impl Doors {
                 continue;
             }
             let socket = match state.open.len() {
-                ..MOST => udp_in(core.programs.as_deref(), place.into())
-                    .map_err(|error| error.to_string()),
+                ..MOST => self.open_at(core, place).map_err(|error| error.to_string()),
                 _ => Err("there are too many".to_owned()),
             };
             match socket {

@@ -75,7 +75,9 @@ pub(super) async fn sort(connection: Connection, lane: std::sync::Weak<Lane>) {
 
 /// The service at a port of this node, for this caller, which it sees by its loopback address where that is possible.
 async fn service(core: &Core, caller: &Member, port: u16) -> Result<Service, Refusal> {
-    let home = core.directory().own().home();
+    let directory = core.directory();
+    let machine = directory.machine();
+    let home = machine.unwrap_or(directory.own().home());
     let at = match core.service(port) {
         Some(Some(target)) => target,
         Some(None) => (home, port).into(),
@@ -86,7 +88,7 @@ async fn service(core: &Core, caller: &Member, port: u16) -> Result<Service, Ref
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
-    let here = at.ip().is_loopback() || at.ip() == home;
+    let here = machine.is_none() && (at.ip().is_loopback() || at.ip() == home);
     let source = loopback(caller.v4).filter(|_| here && at.is_ipv4());
     let mut socket = Err(io::ErrorKind::AddrNotAvailable.into());
     for place in source.map(IpAddr::V4).into_iter().chain([any]) {
