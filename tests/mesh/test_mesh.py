@@ -54,7 +54,7 @@ def test_nodes_reach_each_other_by_name_and_nothing_else_does(world):
     shop_process, shop = world.node(2, many)
     world.start(2, "counter", "python3", "-u", "-c", COUNTER, "8080")
     world.start(2, "counter", "python3", "-u", "-c", COUNTER, "8081")
-    _, other = world.node(3, many)
+    third, other = world.node(3, many)
 
     # A token for one lets nobody else in, and without the administrator's key there is none.
     words = [BINARY, "mesh", "up", "--state", world.state(9)]
@@ -110,6 +110,12 @@ def test_nodes_reach_each_other_by_name_and_nothing_else_does(world):
         assert not world.knocks(number, address, port, TRY)
     assert world.status(1)["denied_outbound"] > 0 and world.status(2)["denied_outbound"] > 0
     assert world.peer(3, "node-2")["allowed"] is False
+
+    # Who is back says so itself: those who knew it would go on for 15 s with a session that it has lost.
+    kill(third)
+    wait_until(lambda: world.sees_nothing_of_the_mesh(3), PATIENCE, "the device of node 3 is gone")
+    third, _ = world.node(3)
+    wait_until(lambda: world.peer(3, "node-1")["handshake_seconds"] is not None, 10, "node 3 has said that it is back")
 
     # The service has an address of its own, and a name for its nodes that leads to those that are ready.
     both = sorted([shop, other])

@@ -249,11 +249,15 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<u8> {
         machine: None,
         port_mapping: !arguments.no_port_mapping,
     };
+    let back = state.voucher.is_some();
     let start = Node::start(state, token.as_ref(), options, &*link);
     let node = tokio::select! {
         node = start => Arc::new(node.map_err(explain)?),
         _ = signals.stop() => return Ok(0),
     };
+    if back {
+        node.greet();
+    }
     let serving = tokio::spawn(talk::serve(
         talk::listen(&directory)?,
         node.clone(),
