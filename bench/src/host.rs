@@ -79,7 +79,7 @@ pub(crate) fn memory_of(pid: u32) -> Result<Memory> {
 
 /// What a machine's memory takes that the process shares with nobody, in MiB: the mappings of
 /// a file whose name is `memory`.
-pub(crate) fn guest_memory_of(pid: u32) -> Result<f64> {
+pub(crate) fn guest_memory_of(pid: u32) -> Result<Option<f64>> {
     let path = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let (mut sum, mut inside, mut found) = (0.0, false, false);
@@ -96,8 +96,7 @@ pub(crate) fn guest_memory_of(pid: u32) -> Result<f64> {
                 .unwrap_or(0.0);
         }
     }
-    anyhow::ensure!(found, "process {pid} has no machine's memory");
-    Ok(sum / 1024.0)
+    Ok(found.then_some(sum / 1024.0))
 }
 
 /// All processes whose control group's path has a component that starts with `prefix`.
