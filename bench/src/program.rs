@@ -114,7 +114,8 @@ impl Atoll {
         found.with_context(|| format!("no root file system of base below {}", layers.display()))
     }
 
-    /// Waits until the pool of prepared sandboxes has stopped growing.
+    /// Waits until the pools of prepared sandboxes are as full as they are to be, and have stopped
+    /// growing.
     pub(crate) async fn settle(&self) -> Result<()> {
         let mut client = self.client().await?;
         let mut last = None;
@@ -123,7 +124,9 @@ impl Atoll {
             let ready = nodes[0]["slots_ready"]
                 .as_u64()
                 .or(nodes[0]["slotsReady"].as_u64());
-            if ready.is_some() && ready == last {
+            let pools = nodes[0]["pools"].as_array().into_iter().flatten();
+            let full = |pool: &Value| pool["ready"].as_u64() >= pool["wanted"].as_u64();
+            if ready.is_some() && ready == last && pools.into_iter().all(full) {
                 return Ok(());
             }
             last = ready;

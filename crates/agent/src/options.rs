@@ -73,6 +73,9 @@ pub struct PoolOptions {
     pub min: u32,
     /// Never more than this.
     pub max: u32,
+    /// How long whoever got a machine that was prepared for its build has the processors to itself
+    /// before the next one is prepared, unless none is left: its first command comes then.
+    pub grace: Duration,
 }
 
 /// What one prepared sandbox may cost the machine while it waits, the kernel's share included.
@@ -90,6 +93,7 @@ impl PoolOptions {
         Self {
             min: u32::try_from(min).unwrap_or(u32::MAX).clamp(8, 32),
             max: 128,
+            grace: Duration::from_millis(200),
         }
     }
 }

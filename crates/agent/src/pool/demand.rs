@@ -78,7 +78,11 @@ pub(super) fn refills_allowed(creating: u32, processors: u32) -> u32 {
 mod tests {
     use super::*;
 
-    const OPTIONS: PoolOptions = PoolOptions { min: 4, max: 100 };
+    const OPTIONS: PoolOptions = PoolOptions {
+        min: 4,
+        max: 100,
+        grace: Duration::ZERO,
+    };
 
     fn seconds(seconds: f64) -> Duration {
         Duration::from_secs_f64(seconds)
@@ -117,7 +121,15 @@ mod tests {
         assert_eq!(demand.target(seconds(1.0), &OPTIONS, 1000), 100);
         assert_eq!(demand.target(seconds(1.0), &OPTIONS, 3), 3);
         assert_eq!(
-            demand.target(seconds(1.0), &PoolOptions { min: 0, max: 0 }, 3),
+            demand.target(
+                seconds(1.0),
+                &PoolOptions {
+                    min: 0,
+                    max: 0,
+                    ..OPTIONS
+                },
+                3
+            ),
             0
         );
     }

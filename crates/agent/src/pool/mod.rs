@@ -1,8 +1,8 @@
 //! Sandboxes that are prepared ahead, so that creating one only has to make it somebody's.
 //!
 //! One task keeps the pool: it refills up to a target that follows demand ([`demand`]), yields to
-//! creates, replaces what died while it waited, and lets surplus go one by one. A create that finds
-//! the pool empty prepares for itself.
+//! creates and, for a moment, to who got a machine, replaces what died while it waited, and lets
+//! surplus go one by one. A create that finds the pool empty prepares for itself.
 //!
 //! What some drivers prepare may become any sandbox, and there is one shelf for all. Others prepare
 //! for one origin: for each build that is asked for there is a shelf ([`shelf`]), whose sandboxes
@@ -43,6 +43,14 @@ struct State {
     closed: bool,
     retry_at: Option<Instant>,
     retry_pause: Duration,
+    /// Until when shelves of builds that are not empty are left alone.
+    grace: Option<Instant>,
+}
+
+impl State {
+    fn graced(&self) -> Option<Instant> {
+        self.grace.filter(|until| *until > Instant::now())
+    }
 }
 
 /// A prepared sandbox, for whoever starts it.
@@ -88,6 +96,7 @@ impl Pool {
                 closed: false,
                 retry_at: None,
                 retry_pause: RETRY.0,
+                grace: None,
             }),
             wake: Notify::new(),
             tasks: TaskTracker::new(),
@@ -200,6 +209,9 @@ impl Pool {
                 Some(_) => shelf.hits += 1,
                 None => shelf.misses += 1,
             }
+            if taken.is_some() && *key != Key::Anything && state.graced().is_none() {
+                state.grace = Some(Instant::now() + self.options.grace);
+            }
             (taken, dead)
         };
         for prepared in dead {
@@ -275,10 +287,13 @@ impl Pool {
             while let Some(refill) = self.begin_refill() {
                 self.refill(refill);
             }
-            let pause = match self.state().retry_at {
-                Some(at) => at.saturating_duration_since(Instant::now()).min(TICK),
-                None => TICK,
+            let now = Instant::now();
+            let (retry, grace) = {
+                let state = self.state();
+                (state.retry_at, state.graced())
             };
+            let due = |at: Option<Instant>| at.map_or(TICK, |at| at.saturating_duration_since(now));
+            let pause = due(retry).min(due(grace)).min(TICK);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.wake.notified() => {}
@@ -309,10 +324,12 @@ impl Pool {
             return None;
         }
         let pause = state.retry_pause;
+        let graced = state.graced().is_some();
         // Where most of what is wanted is missing, first.
         let (key, _) = state
             .shelves
             .iter()
+            .filter(|(key, shelf)| !graced || **key == Key::Anything || shelf.count() == 0)
             .map(|(key, shelf)| {
                 let missing = self.target(key, shelf).saturating_sub(shelf.count());
                 (key.clone(), missing)

@@ -104,6 +104,7 @@ impl Shelf {
             Key::Build { .. } => PoolOptions {
                 min: 0,
                 max: options.max.min(BUILD_MAX),
+                ..*options
             },
         }
     }

@@ -92,7 +92,11 @@ async fn what_is_used_up_is_named_and_nothing_is_left_half_made() {
     Arc::get_mut(&mut world).unwrap().slots_max = 3;
     let house = House::new(world);
     let options = AgentOptions {
-        pool: PoolOptions { min: 0, max: 0 },
+        pool: PoolOptions {
+            min: 0,
+            max: 0,
+            ..PoolOptions::default()
+        },
         ..house.options()
     };
     let agent = Agent::start(options).await.unwrap();

@@ -107,7 +107,11 @@ fn messages(lines: &[LogLine]) -> Vec<&str> {
 }
 
 async fn agent_for(house: &House, guest: &Guest) -> Arc<Agent> {
-    let pool = PoolOptions { min: 0, max: 0 };
+    let pool = PoolOptions {
+        min: 0,
+        max: 0,
+        ..PoolOptions::default()
+    };
     let options = AgentOptions {
         guest_port: guest.port,
         pool,
@@ -164,7 +168,11 @@ async fn an_adopted_sandbox_is_read_on() {
     let (house, guest) = (House::new(World::new()), Guest::start().await);
     let options = AgentOptions {
         guest_port: guest.port,
-        pool: PoolOptions { min: 0, max: 0 },
+        pool: PoolOptions {
+            min: 0,
+            max: 0,
+            ..PoolOptions::default()
+        },
         on_exit: agent::OnExit::Keep,
         ..house.options()
     };

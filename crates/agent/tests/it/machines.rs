@@ -108,7 +108,11 @@ impl Host {
                 memory_overcommit: 1000.0,
                 ..Limits::default()
             },
-            pool: PoolOptions { min: 2, max: 16 },
+            pool: PoolOptions {
+                min: 2,
+                max: 16,
+                ..PoolOptions::default()
+            },
             on_exit,
             guest_port: agent::GUEST_PORT,
             start_deadline: Duration::from_secs(30),

@@ -13,7 +13,7 @@ use api::{
     },
     route::Locate,
 };
-use common::{House, create, ended, id, names, request, status, upgrade, wait_for};
+use common::{House, create, ended, id, names, request, serve_guests, status, upgrade, wait_for};
 use driver::Exit;
 use futures::StreamExt;
 use std::{
@@ -439,6 +439,36 @@ async fn a_driver_without_memory_snapshots_freezes_in_place() {
     // A fork has its disk only.
     let made = agent.fork(&id(1), vec![child(2)]).await.unwrap();
     made[0].as_ref().unwrap();
+    agent.stop().await;
+    house.assert_empty();
+}
+
+#[tokio::test]
+async fn who_got_a_prepared_machine_has_a_moment_to_itself() {
+    let house = House::new(World::with_snapshots());
+    let mut options = house.options();
+    options.guest_port = serve_guests().await;
+    options.pool.grace = HOUR;
+    let agent = Agent::start(options).await.unwrap();
+    let (template, resources) = (request(1).template, request(1).resources);
+    let made = agent.prepare_template(template, resources).await.unwrap();
+    drop(made.collect::<Vec<_>>().await);
+    // None is ready yet, so nobody gets one that was.
+    let burst = (1..=4).map(|number| create(&agent, number));
+    for made in futures::future::join_all(burst).await {
+        made.unwrap();
+    }
+    wait_for("some to be prepared", || agent.ready() >= 4).await;
+    let ready = agent.ready();
+    for number in 0..ready {
+        create(&agent, 5 + number).await.unwrap();
+    }
+    // Of all that are wanted again one is prepared, as none was left.
+    wait_for("one to be prepared", || agent.ready() > 0).await;
+    assert_eq!(agent.ready(), 1);
+    let pools = agent.describe().await.unwrap().pools;
+    assert_eq!((pools[0].hits, pools[0].misses), (ready.into(), 4));
+    assert!(pools[0].wanted > 2, "{pools:?}");
     agent.stop().await;
     house.assert_empty();
 }

@@ -261,6 +261,7 @@ fn plan(arguments: Arguments, driver: ::driver::DriverKind, first_key: control::
                 .unwrap_or(pool.min)
                 .min(arguments.pool_max),
             max: arguments.pool_max,
+            ..pool
         },
         limits: ::agent::Limits {
             sandboxes: arguments.max_sandboxes,

@@ -148,8 +148,8 @@ impl Guest {
         self.send(&request).await
     }
 
-    /// Runs a shell that does nothing, as a sandbox's user asks for one, and waits for its end. What
-    /// comes of it does not count.
+    /// Runs a shell that prints an empty line, as a sandbox's user asks for one, and waits for its
+    /// end. What comes of it does not count.
     pub(crate) async fn run_shell(
         &self,
         access_token: &Secret,
@@ -157,7 +157,7 @@ impl Guest {
         patience: Duration,
     ) -> Result<(), DriverError> {
         let message = serde_json::to_vec(&serde_json::json!({
-            "process": { "cmd": "/bin/bash", "args": ["-l", "-c", "true"] },
+            "process": { "cmd": "/bin/bash", "args": ["-l", "-c", "echo"] },
             "stdin": false,
         }));
         let message = message.map_err(doing("ask for a shell"))?;

@@ -95,7 +95,11 @@ impl House {
                 memory_reserve: Bytes(0),
                 disk_reserve: Bytes(0),
             },
-            pool: PoolOptions { min: 4, max: 32 },
+            pool: PoolOptions {
+                min: 4,
+                max: 32,
+                ..PoolOptions::default()
+            },
             on_exit: OnExit::Kill,
             guest_port: agent::GUEST_PORT,
             start_deadline: Duration::from_secs(10),
