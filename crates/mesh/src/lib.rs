@@ -66,6 +66,7 @@ mod error;
 pub mod flows;
 #[doc(hidden)]
 pub mod fuzzing;
+mod identity;
 mod key;
 mod link;
 pub mod names;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Identity, IdentityKey, Purpose, Signed};
 use super::message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
 use super::record::{Entry, Mode, NodeRecord, Voucher, label, overlay_v4, overlay_v6};
 use super::service::ServiceNumbers;
 use super::token::{NewToken, SandboxSeat, Token, TokenStatus, show_id, signer};
+use crate::identity::{Identity, IdentityKey, Purpose, Signed};
 use crate::key::PublicKey;
 use crate::policy::{Mistake, Policy, for_nodes};
 

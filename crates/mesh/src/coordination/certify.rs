@@ -1,7 +1,7 @@
 //! What the book says of certificates: for whom one may be made.
 
 use super::book::{Book, Refusal, SKEW_MS};
-use super::identity::Signed;
+use crate::identity::Signed;
 use crate::policy::{Policy, Subject};
 use crate::workload::{Certifiable, CertifyRequest, Holder};
 

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::book::Refusal;
-use super::identity::{IdentityKey, Purpose, Signed};
 use super::record::{Entry, NodeRecord, Voucher};
 use super::service::ServiceAddresses;
 use super::token::Admission;
+use crate::identity::{IdentityKey, Purpose, Signed};
 
 /// A machine asks to become a node. Repeating it makes no second one.
 #[derive(Debug, Clone, Serialize, Deserialize)]

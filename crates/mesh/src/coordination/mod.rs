@@ -20,7 +20,6 @@
 
 mod book;
 mod certify;
-mod identity;
 mod message;
 mod record;
 mod sandbox;
@@ -32,8 +31,8 @@ mod tests;
 mod token;
 mod view;
 
+pub use crate::identity::{Identity, IdentityKey, Purpose, Signed};
 pub use book::{Book, BookOptions, MemberStatus, Plan, Refusal, Write};
-pub use identity::{Identity, IdentityKey, Purpose, Signed};
 pub use message::{Change, Farewell, Frame, JoinAnswer, JoinRequest, WatchRequest};
 pub(crate) use record::MOST_SERVICES;
 pub use record::{

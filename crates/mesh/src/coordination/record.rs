@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::identity::{IdentityKey, Purpose, Signed};
+use crate::identity::{IdentityKey, Purpose, Signed};
 use crate::key::PublicKey;
 use crate::prefix::Prefix;
 

@@ -5,9 +5,9 @@
 use std::collections::BTreeSet;
 
 use super::book::{Book, Plan, Refusal, Subject, Write, node_key};
-use super::identity::IdentityKey;
 use super::record::label;
 use super::token::{NewToken, SandboxSeat, Token};
+use crate::identity::IdentityKey;
 
 /// How long after its token was made a sandbox may join.
 const VALID_SECONDS: u64 = 15 * 60;

@@ -9,8 +9,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use zeroize::ZeroizeOnDrop;
 
-use super::identity::{Identity, IdentityKey, Purpose, Signed};
 use crate::error::Error;
+use crate::identity::{Identity, IdentityKey, Purpose, Signed};
 
 /// What every token begins with, so that scanners for secrets find it.
 const MARK: &str = "atm_";

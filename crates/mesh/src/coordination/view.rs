@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::{IdentityKey, Signed};
 use super::message::{Change, Frame};
 use super::record::{Entry, NodeRecord, Voucher, is_service_v4};
 use super::service::ServiceAddresses;
+use crate::identity::{IdentityKey, Signed};
 
 /// Why a frame was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

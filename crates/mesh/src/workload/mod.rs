@@ -49,7 +49,7 @@ pub struct Holder {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certifiable {
     /// Who asked.
-    pub identity: crate::coordination::IdentityKey,
+    pub identity: crate::identity::IdentityKey,
     /// The public key, as it was asked for.
     pub key: String,
     /// Whose it is.

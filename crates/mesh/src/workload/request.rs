@@ -9,8 +9,8 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::coordination::{IdentityKey, Purpose};
 use crate::error::Error;
+use crate::identity::{IdentityKey, Purpose};
 
 /// A node asks for a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
