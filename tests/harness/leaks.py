@@ -39,7 +39,10 @@ def processes(data_dir: str) -> list[str]:
         command = _read(f"/proc/{pid}/cmdline").replace("\0", " ")
         atoll = "atoll" in os.path.basename(command.split(" ")[0]) or "atoll" in command.split("--")[0]
         if group in _read(f"/proc/{pid}/cgroup") or (atoll and data_dir in command and "pytest" not in command):
-            state = _read(f"/proc/{pid}/stat").rsplit(")", 1)[-1].split()[:1]
+            state, parent = (_read(f"/proc/{pid}/stat").rsplit(")", 1)[-1].split() + ["", ""])[:2]
+            if (state, parent) == ("Z", "1"):
+                # It outlived its parent and has ended: the machine's first process will bury it.
+                continue
             found.append(f"process {pid} {state} {command[:120]}")
     return found
 

@@ -269,5 +269,4 @@ def test_a_sandbox_is_in_the_mesh_as_far_as_policy_goes_and_as_long_as_it_lives(
 
     world.coordinator.send_signal(signal.SIGTERM)
     assert world.coordinator.wait(60) == 0
-    # Who outlived the program that started it has another parent, which buries it.
-    wait_until(lambda: leaks.everything(world.data) == [], PATIENCE, "nothing is left")
+    assert leaks.everything(world.data) == []
