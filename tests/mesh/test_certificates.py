@@ -1,13 +1,11 @@
 """Programs on two nodes that prove to each other who they are, with certificates that a TLS library of others checks."""
 
 import os
-import shutil
 import subprocess
 
-import pytest
-from mesh_world import PATIENCE, World, kill
+from mesh_world import PATIENCE, kill
 
-from harness.atoll import BINARY, WORK, wait_until
+from harness.atoll import BINARY, wait_until
 
 POLICY = """
 [services.shop]
@@ -49,16 +47,6 @@ with socket.create_connection((sys.argv[1], 8443), timeout=10) as connection:
         print(dict(stream.getpeercert()["subjectAltName"])["URI"], heard)
         sys.exit(not heard)
 """
-
-
-@pytest.fixture
-def world():
-    folder = os.path.join(WORK, f"mesh-{os.getpid()}")
-    os.makedirs(folder)
-    made = World(folder, nodes=2)
-    yield made
-    made.end()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def shows(file):

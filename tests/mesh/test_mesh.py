@@ -3,14 +3,12 @@
 import json
 import os
 import select
-import shutil
 import signal
 import time
 
-import pytest
-from mesh_world import COORDINATOR, COUNTER, PATIENCE, Flow, World, kill
+from mesh_world import COORDINATOR, COUNTER, PATIENCE, Flow, kill
 
-from harness.atoll import BINARY, WORK, wait_until
+from harness.atoll import BINARY, wait_until
 
 # How long something that is denied is tried.
 TRY = 0.5
@@ -36,16 +34,6 @@ to = ["tag:shop"]
 port = "tcp/8081"
 expect = "deny"
 """
-
-@pytest.fixture
-def world():
-    folder = os.path.join(WORK, f"mesh-{os.getpid()}")
-    os.makedirs(folder)
-    made = World(folder)
-    yield made
-    made.end()
-    shutil.rmtree(folder, ignore_errors=True)
-
 
 def test_nodes_reach_each_other_by_name_and_nothing_else_does(world):
     once = world.token("--tags", "web")

@@ -1,13 +1,11 @@
 """A peer that runs no Atoll: Debian's wireguard-go, with the configuration that it is given."""
 
 import os
-import shutil
 import subprocess
 
-import pytest
-from mesh_world import COUNTER, PATIENCE, World
+from mesh_world import COUNTER, PATIENCE
 
-from harness.atoll import WORK, wait_until
+from harness.atoll import wait_until
 
 POLICY = """
 [services.shop]
@@ -23,16 +21,6 @@ from = ["tag:shop"]
 to = ["tag:phone"]
 ports = ["tcp/8081"]
 """
-
-
-@pytest.fixture
-def world():
-    folder = os.path.join(WORK, f"mesh-{os.getpid()}")
-    os.makedirs(folder)
-    made = World(folder)
-    yield made
-    made.end()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def bring_up(world, number, file):

@@ -1,12 +1,10 @@
 """A node's tunnels get another key while a connection goes on."""
 
 import os
-import shutil
 
-import pytest
-from mesh_world import COUNTER, PATIENCE, Flow, World, kill
+from mesh_world import COUNTER, PATIENCE, Flow, kill
 
-from harness.atoll import WORK, wait_until
+from harness.atoll import wait_until
 
 POLICY = """
 [[allow]]
@@ -14,16 +12,6 @@ from = ["tag:web"]
 to = ["tag:web"]
 ports = ["tcp/8080"]
 """
-
-
-@pytest.fixture
-def world():
-    folder = os.path.join(WORK, f"mesh-{os.getpid()}")
-    os.makedirs(folder)
-    made = World(folder)
-    yield made
-    made.end()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_key_is_exchanged_while_a_connection_goes_on_and_a_node_is_killed(world):

@@ -2,12 +2,10 @@
 
 import json
 import os
-import shutil
 
-import pytest
-from mesh_world import PATIENCE, World, kill
+from mesh_world import PATIENCE, kill
 
-from harness.atoll import WORK, wait_until
+from harness.atoll import wait_until
 
 POLICY = """
 [services.shop]
@@ -47,16 +45,6 @@ for _ in range(int(sys.argv[3])):
         pass
     print(said.decode() or "nobody", int(1000 * (time.monotonic() - begun)))
 """
-
-
-@pytest.fixture
-def world():
-    folder = os.path.join(WORK, f"mesh-{os.getpid()}")
-    os.makedirs(folder)
-    made = World(folder)
-    yield made
-    made.end()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_requests_go_on_when_a_server_a_node_and_the_coordinator_die(world):
